@@ -31,7 +31,7 @@ _PUBLIC = {
     "save_pretrained": "segattn.modeling",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the names are served by __getattr__
+__all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from segattn.attention import segment_attention as segment_attention

@@ -125,9 +125,7 @@ def block_mask(
     def from_first_query(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return rule(b, head, query + past, key)
 
-    return create_block_mask(
-        from_first_query, B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=str(ids.device)
-    )
+    return create_block_mask(from_first_query, B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=str(ids.device))
 
 
 def _checked(
@@ -146,9 +144,7 @@ def _checked(
     keys = ids.shape[1]
     queries = keys if query_length is None else query_length
     if not 1 <= queries <= keys:
-        raise SegmentError(
-            f"query_length is {queries}; expected 1 to {keys}, the number of segment ids in a row"
-        )
+        raise SegmentError(f"query_length is {queries}; expected 1 to {keys}, the number of segment ids in a row")
     if sliding_window is not None and sliding_window < 1:
         raise SegmentError(f"sliding_window is {sliding_window}; expected None or a number of tokens >= 1")
     if attention_mask is not None:

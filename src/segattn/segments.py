@@ -123,9 +123,7 @@ def check_segment_ids(segment_ids: Tensor, attention_mask: Tensor | None = None)
     """
     ids = as_rows(segment_ids)
     if ids.numel() == 0:
-        raise SegmentError(
-            f"segment_ids has shape {tuple(ids.shape)}; expected at least one row and one token"
-        )
+        raise SegmentError(f"segment_ids has shape {tuple(ids.shape)}; expected at least one row and one token")
     if (ids < CAUSAL).any():
         row, position = _first(ids < CAUSAL)
         raise SegmentError(

@@ -89,9 +89,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, ids: Tensor) -> Non
     if key.shape[:3] != value.shape[:3] or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         raise SegmentError(f"{shapes}; expected (B, H, Q, D), (B, Hkv, K, D) and (B, Hkv, K, Dv)")
     if query.shape[1] % key.shape[1]:
-        raise SegmentError(
-            f"{shapes}; expected the {query.shape[1]} query heads to be a multiple of the key heads"
-        )
+        raise SegmentError(f"{shapes}; expected the {query.shape[1]} query heads to be a multiple of the key heads")
     if query.shape[2] > key.shape[2]:
         raise SegmentError(f"{shapes}; expected at most as many queries as keys")
     if ids.shape != (key.shape[0], key.shape[2]):
