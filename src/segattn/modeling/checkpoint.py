@@ -1,0 +1,180 @@
+"""Save and load a model together with its segmentation: a checkpoint tuned one way must not run the other."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segattn.errors import SegmentError, UnsupportedModelError
+from segattn.modeling.enable import CONFIG_KEY, enable, is_enabled, segmenter_of
+
+__all__ = ["SEGMENTATION_FILE", "from_pretrained", "read_segmentation", "save_pretrained", "write_segmentation"]
+
+SEGMENTATION_FILE = "segment_attention.json"
+"""Beside an adapter, whose own config file carries no extra entries."""
+
+_FORMAT = 1
+
+
+def save_pretrained(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> None:
+    """Save an enabled model: plain transformers or PEFT files, plus its segmentation.
+
+    The files are written to a new folder beside `path` and moved into it when complete.
+
+    Args:
+        model: an enabled model, PEFT-wrapped or not.
+        path: the folder; created if missing, files of the same names are replaced.
+        kwargs: passed on to the model's own `save_pretrained`.
+
+    Raises:
+        UnsupportedModelError: the model is not enabled.
+    """
+    target = Path(path)
+    if not is_enabled(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not enabled, so there is no segmentation to save; call segattn.enable(model) "
+            "first, or save a causal model with model.save_pretrained()"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        saver: Any = model
+        saver.save_pretrained(str(partial), **kwargs)
+        if hasattr(model, "peft_config"):
+            write_segmentation(model, partial)
+        _move_into(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """Move a complete folder to its place; where one stands already, replace file by file."""
+    if not target.exists():
+        source.replace(target)
+        target.chmod(0o755)  # mkdtemp makes private folders
+        return
+    for file in sorted(source.rglob("*")):
+        destination = target / file.relative_to(source)
+        if file.is_dir():
+            destination.mkdir(exist_ok=True)
+        else:
+            file.replace(destination)
+
+
+def write_segmentation(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write an enabled model's segmentation beside its adapter, atomically."""
+    segmenter = segmenter_of(model)
+    entry = {"format": _FORMAT, "segmenter": None if segmenter is None else segmenter.to_dict()}
+    target = Path(path) / SEGMENTATION_FILE
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(target)
+
+
+def read_segmentation(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any] | None:
+    """Return what a checkpoint records about its segmentation, None if it records nothing.
+
+    Args:
+        path: a folder or a hub id of a full model or an adapter.
+        hub: `revision`, `token`, `cache_dir`, ... for a hub id.
+
+    Raises:
+        SegmentError: the entry is malformed or of a later format.
+    """
+    for name in (SEGMENTATION_FILE, "config.json"):
+        file = _checkpoint_file(path, name, **hub)
+        if file is None:
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            entry = content if name == SEGMENTATION_FILE else content.get(CONFIG_KEY)
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise SegmentError(
+                f"{file} is not a JSON object ({error}); the checkpoint is damaged, save it again"
+            ) from error
+        if entry is not None:
+            return _checked_entry(entry, file)
+    return None
+
+
+def _checked_entry(entry: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(entry, dict) or entry.get("format") != _FORMAT or "segmenter" not in entry:
+        raise SegmentError(
+            f"{file} holds a segmentation that this version cannot read: {json.dumps(entry)[:200]}; expected "
+            f'{{"format": {_FORMAT}, "segmenter": ...}}. A newer segattn may have written it: upgrade'
+        )
+    return entry
+
+
+def _checkpoint_file(path: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.is_file() else None
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        str(path),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return None if found is None else Path(found)
+
+
+def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> tuple[Any, Any]:
+    """Load a checkpoint that was saved with its segmentation, enabled, with its tokenizer.
+
+    Args:
+        path: a folder or a hub id: a full model, or a PEFT adapter (its base model is loaded too).
+        kwargs: passed on to transformers' `from_pretrained` (dtype, device_map, attn_implementation, revision, ...).
+
+    Returns:
+        (model, tokenizer), the model enabled with the recorded segmenter.
+
+    Raises:
+        SegmentError: the checkpoint records no segmentation, or a malformed one.
+        UnsupportedModelError: the family or the chosen attention backend cannot honour segments.
+    """
+    from segattn.templates import Segmenter
+
+    hub: dict[str, Any] = {
+        name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs
+    }
+    entry = read_segmentation(path, **hub)
+    if entry is None:
+        raise SegmentError(
+            f"{os.fspath(path)} records no segmentation (no {SEGMENTATION_FILE}, no '{CONFIG_KEY}' in config.json). A "
+            "model that was tuned causally is badly wrong under segments: load it with transformers, and call "
+            "segattn.enable(model, segmenter) if you mean to tune it"
+        )
+    model, tokenizer = _load(path, hub, kwargs)
+    segmenter = None if entry["segmenter"] is None else Segmenter.from_dict(entry["segmenter"], tokenizer=tokenizer)
+    return enable(model, segmenter), tokenizer
+
+
+def _load(path: str | os.PathLike[str], hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if _checkpoint_file(path, "adapter_config.json", **hub) is None:
+        model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+        return model, AutoTokenizer.from_pretrained(path, **hub)
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(str(path), **hub).base_model_name_or_path
+    if not base:
+        raise SegmentError(
+            f"the adapter config of {os.fspath(path)} names no base model; set base_model_name_or_path in it, or load "
+            "the base yourself and use peft.PeftModel.from_pretrained, then segattn.enable"
+        )
+    # A revision or subfolder belongs to the adapter, not to its base.
+    model = AutoModelForCausalLM.from_pretrained(
+        base, **{name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+    )
+    with_tokenizer = path if _checkpoint_file(path, "tokenizer_config.json", **hub) is not None else base
+    tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
+    return PeftModel.from_pretrained(model, str(path), **hub), tokenizer
