@@ -82,6 +82,7 @@ def test_packed_rows_equal_separate_runs():
             torch.cat([first, second], 1),
             position_ids=torch.tensor([[*range(6), *range(8)]]),
             segment_ids=torch.tensor([rows[0] + [s + 10 if s >= 0 else -1 for s in rows[1]]]),
+            use_cache=False,
         ).logits
     torch.testing.assert_close(packed, torch.cat(apart, 1), atol=1e-5, rtol=0)
 

@@ -27,7 +27,8 @@ def pretrained_model_of(model: nn.Module) -> Any:
     inner: Any = model
     while not isinstance(inner, PreTrainedModel):
         _refuse_prompt_learning(inner)
-        children = [getattr(inner, name, None) for name in ("_orig_mod", "module", "base_model", "model")]
+        # `_modules`, not getattr: LoRA's wrapper passes unknown names on to the model inside.
+        children = [inner._modules.get(name) for name in ("_orig_mod", "module", "base_model", "model")]
         wrapped = next((child for child in children if isinstance(child, nn.Module)), None)
         if wrapped is None:
             raise UnsupportedModelError(

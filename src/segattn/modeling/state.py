@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.segments import CAUSAL, check_labels, check_segment_ids, pad_segment_ids
+from segattn.segments import CAUSAL, as_rows, check_labels, check_segment_ids, pad_segment_ids
 
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
@@ -48,6 +48,8 @@ class SegmentState:
                 f"the attention implementation was changed to {config._attn_implementation!r} after segattn.enable(); "
                 "call segattn.disable(model), set it, and enable again"
             )
+        if arguments.get("use_cache") is None:
+            arguments = {**arguments, "use_cache": getattr(config, "use_cache", False)}
         self.segment_ids = None if self.causal_depth else self._settle(arguments)
 
     def leave(self, owner: object, *, succeeded: bool) -> None:
@@ -136,16 +138,15 @@ def _padding_mask(attention_mask: Any) -> Tensor | None:
 
 
 def _checked(segment_ids: Tensor, tokens: Tensor, total: int, padding: Tensor | None) -> Tensor:
-    ids = check_segment_ids(segment_ids)
-    if ids.shape[0] != tokens.shape[0]:
-        raise SegmentError(
-            f"segment_ids has {ids.shape[0]} rows for a batch of {tokens.shape[0]}; expected one row each"
-        )
+    ids = as_rows(segment_ids)
     if ids.device != tokens.device:
         raise SegmentError(
             f"segment_ids is on {ids.device} and the inputs on {tokens.device}; expected one device "
             "(batch.to(model.device) moves all of them)"
         )
+    if ids.shape[0] != tokens.shape[0]:
+        raise SegmentError(f"segment_ids has {ids.shape[0]} rows for a batch of {tokens.shape[0]}; expected as many")
+    ids = check_segment_ids(ids)
     ids = pad_segment_ids(ids, total)
     if padding is not None and padding.shape == ids.shape:
         check_segment_ids(ids, padding.to(ids.device))
@@ -174,16 +175,18 @@ def _check_packing(ids: Tensor, arguments: dict[str, Any], past: int) -> None:
     restarts = torch.zeros_like(ids, dtype=torch.bool)
     restarts[:, 1:] = positions[:, 1:] < positions[:, :-1]
     padding = _padding_mask(arguments.get("attention_mask"))
-    if padding is not None:
-        if padding.shape == ids.shape:
-            real = padding.bool()
-            restarts[:, 1:] &= real[:, 1:] & real[:, :-1]
-        if restarts.any():
-            raise SegmentError(
-                "position_ids restart inside a row (packed documents), but an attention_mask is given, which makes "
-                "transformers ignore the packing; leave attention_mask out for packed rows"
-            )
+    if padding is not None and padding.shape == ids.shape:
+        restarts[:, 1:] &= padding[:, 1:].bool() & padding[:, :-1].bool()
+    if not restarts.any():
         return
+    # transformers looks for packed documents only where it has neither a mask nor a cache (masking_utils.py,
+    # _preprocess_mask_arguments); otherwise the documents of a row would see each other.
+    if padding is not None or arguments.get("use_cache"):
+        given = "an attention_mask is given" if padding is not None else "use_cache is on"
+        raise SegmentError(
+            f"position_ids restart inside a row (packed documents), but {given}, which makes transformers ignore the "
+            "packing; call the model with use_cache=False and without attention_mask"
+        )
     crossing = restarts[:, 1:] & (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] > CAUSAL)
     if crossing.any():
         row, before = crossing.nonzero()[0].tolist()

@@ -107,6 +107,12 @@ def _check_generation(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
                 f"generate({option}=...) cannot honour segments: {why}. Leave it out, or run causally on purpose "
                 "with `with segattn.causal(model): ...`"
             )
+    draft = kwargs.get("assistant_model")
+    if draft is not None and "_segattn_state" not in vars(draft):
+        raise UnsupportedModelError(
+            f"the assistant model ({type(draft).__name__}) is not enabled, so it takes no segment_ids; call "
+            "segattn.enable(assistant_model) too, or leave it out"
+        )
 
 
 def _prompt_segment_ids(state: SegmentState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
