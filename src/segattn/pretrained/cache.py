@@ -29,7 +29,7 @@ PROVENANCE_FILE = "provenance.json"
 
 _FORMAT = 1
 _HASHED_UP_TO = 16 * 2**20
-"""Files up to this size are hashed at every check; of larger ones (the weights), the header and the size are checked."""
+"""Files up to this size are hashed at every check; of larger ones (the weights) header and size are checked."""
 
 
 def cache_folder() -> Path:
