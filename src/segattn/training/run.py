@@ -1,0 +1,301 @@
+"""One fine-tuning run, from data to a saved adapter."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segattn.data import Sample, load_samples
+from segattn.errors import UnsupportedModelError
+from segattn.modeling import enable, save_pretrained
+from segattn.modeling.checkpoint import read_segmentation
+from segattn.training.collator import SegmentCollator
+from segattn.training.dataset import encode_dataset, held_out_samples
+from segattn.training.interrupt import GracefulStop
+from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
+from segattn.training.trainer import SegmentSFTTrainer
+
+__all__ = ["CurvePoint", "TrainResult", "train"]
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "training_result.json"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Held-out answer loss (nats per answer token) after `step` optimizer steps, under the plain rule.
+
+    While segments open, `opening_loss` is the loss under the bias of the moment; None otherwise.
+    """
+
+    step: int
+    loss: float
+    opening_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        output_dir: the folder of the adapter (or full model), its segmentation and tokenizer.
+        steps: optimizer steps done.
+        interrupted: whether Ctrl-C ended the run early; a checkpoint to resume from is in `output_dir` then.
+        curve: held-out answer loss, wherever TRL's flags asked for an evaluation.
+        train_losses: (step, mean training loss since the last entry), at TRL's logging steps.
+        samples: samples trained on; `dropped` were too long.
+        seconds: "load", "encode", "train" (evaluations included), "save".
+        model: the tuned model, in memory, enabled, in eval mode.
+        segmenter: the segmenter it was trained with.
+    """
+
+    output_dir: str
+    steps: int
+    interrupted: bool
+    curve: list[CurvePoint]
+    train_losses: list[tuple[int, float]]
+    samples: int
+    dropped: int
+    seconds: dict[str, float]
+    model: Any
+    segmenter: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model and the segmenter, as JSON types."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("model", "segmenter")}
+        return {**fields, "curve": [asdict(point) for point in self.curve]}
+
+
+def train(
+    settings: TrainSettings,
+    sft: SFTSettings,
+    model: ModelSettings,
+    *,
+    samples: Sequence[Sample] | None = None,
+    held_out: Sequence[Sample] | None = None,
+) -> TrainResult:
+    """Fine-tune a model on chats under segments or causally, and save it with its segmentation.
+
+    The seed in `sft` decides the order of the samples, the adapter's first weights and the dropout: two runs that
+    differ in `settings.attention` alone see the same samples in the same order.
+
+    Args:
+        settings: data, mask and opening.
+        sft: TRL's training arguments: output_dir, max_steps, per_device_train_batch_size, learning_rate, seed, and
+            when to score held-out data: eval_on_start=True, eval_strategy="steps", eval_steps=25.
+        model: TRL's model arguments: model_name_or_path, dtype, LoRA.
+        samples: the training data, in place of `settings.data`.
+        held_out: the held-out data, in place of `settings.held_out`.
+
+    Returns:
+        The result, which is also written to output_dir as training_result.json.
+
+    Raises:
+        DataError, SegmentError, LabelLeakError, TemplateError: the data or the template cannot be used.
+        UnsupportedModelError: a model or option that cannot honour segments.
+    """
+    check_settings(settings, sft)
+    clock = _Clock()
+    train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
+    network, segmenter = _load_model(settings, sft, model)
+    clock.lap("load")
+    dataset, dropped = encode_dataset(train_samples, segmenter, max_length=sft.max_length, too_long=settings.too_long)
+    held_out_set = None
+    if held_out_list:
+        held_out_set, held_out_dropped = encode_dataset(
+            held_out_list, segmenter, max_length=sft.max_length, too_long=settings.too_long
+        )
+        _tell_dropped(held_out_dropped, len(held_out_list), "held-out", sft)
+    _tell_dropped(dropped, len(train_samples), "training", sft)
+    clock.lap("encode")
+    trainer = _trainer(settings, sft, model, network, segmenter, dataset, held_out_set)
+    stop = _run(trainer, sft)
+    clock.lap("train")
+    tuned = _finish(trainer, sft)
+    clock.lap("save")
+    result = TrainResult(
+        output_dir=str(sft.output_dir),
+        steps=trainer.state.global_step,
+        interrupted=stop.requested,
+        curve=_curve(trainer.state.log_history),
+        train_losses=[(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
+        samples=len(dataset),
+        dropped=dropped,
+        seconds=clock.laps,
+        model=tuned,
+        segmenter=segmenter,
+    )
+    _write_result(result, settings, sft, model, Path(sft.output_dir or "."))
+    return result
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _load_data(
+    settings: TrainSettings, sft: SFTSettings, samples: Sequence[Sample] | None, held_out: Sequence[Sample] | None
+) -> tuple[list[Sample], list[Sample]]:
+    if samples is None and settings.data is None:
+        raise UnsupportedModelError("there is no training data; pass --data (a file, a folder or a hub data set)")
+    train_samples = list(samples) if samples is not None else load_samples(settings.data or "", "train")
+    if held_out is not None:
+        return train_samples, list(held_out)
+    source = settings.data if samples is None else None
+    return train_samples, held_out_samples(settings.held_out, source, limit=settings.held_out_samples, seed=sft.seed)
+
+
+def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import get_quantization_config
+
+    from segattn.templates import Segmenter
+
+    path = model.model_name_or_path
+    if path is None:
+        raise UnsupportedModelError("there is no model to tune; pass --model_name_or_path (a folder or a hub id)")
+    if (Path(path) / "adapter_config.json").is_file():
+        raise UnsupportedModelError(
+            f"{path} is an adapter; expected a full model. Merge it first (peft's merge_and_unload, then "
+            "segattn.save_pretrained), or go on with --resume_from_checkpoint"
+        )
+    hub = {"revision": model.model_revision, "trust_remote_code": sft.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    policy = "causal" if settings.attention == "causal" else settings.policy
+    segmenter = Segmenter.from_tokenizer(tokenizer, policy=policy)
+    _tell_recorded_segmentation(path, policy)
+    set_seed(sft.seed)
+    options = {"quantization_config": get_quantization_config(model), "attn_implementation": model.attn_implementation}
+    network = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=model.dtype,
+        **hub,
+        **{name: value for name, value in options.items() if value is not None},
+        **(sft.model_init_kwargs or {}),
+    )
+    return enable(network, segmenter), segmenter
+
+
+def _tell_recorded_segmentation(path: str, policy: str) -> None:
+    recorded = (read_segmentation(path) or {}).get("segmenter")
+    if recorded is not None and recorded.get("policy") != policy:
+        logger.warning("%s was tuned with the policy %r and is now tuned with %r", path, recorded["policy"], policy)
+
+
+def _tell_dropped(dropped: int, of: int, which: str, sft: SFTSettings) -> None:
+    if dropped:
+        logger.warning("left out %d of %d %s samples longer than %s tokens", dropped, of, which, sft.max_length)
+
+
+def _trainer(
+    settings: TrainSettings,
+    sft: SFTSettings,
+    model: ModelSettings,
+    network: Any,
+    segmenter: Any,
+    dataset: Any,
+    held_out: Any,
+) -> SegmentSFTTrainer:
+    from trl import get_peft_config
+
+    sft.model_init_kwargs = None  # the model is loaded
+    return SegmentSFTTrainer(
+        opening_steps=settings.opening_steps,
+        model=network,
+        args=sft,
+        data_collator=SegmentCollator(segmenter.tokenizer.pad_token_id, sft.pad_to_multiple_of),
+        train_dataset=dataset,
+        eval_dataset=held_out,
+        processing_class=segmenter.tokenizer,
+        peft_config=get_peft_config(model),
+    )
+
+
+def _run(trainer: SegmentSFTTrainer, sft: SFTSettings) -> GracefulStop:
+    """Train; whatever ends the run early, leave a checkpoint to resume from."""
+    stop = GracefulStop()
+    trainer.add_callback(stop)
+    try:
+        with stop:
+            trainer.train(resume_from_checkpoint=_checkpoint(sft))
+    except BaseException:
+        _save_for_later(trainer)
+        raise
+    if stop.requested:
+        _save_for_later(trainer)
+    return stop
+
+
+def _save_for_later(trainer: SegmentSFTTrainer) -> None:
+    if trainer.state.global_step == 0:
+        return
+    logger.warning("the run ended early; saving step %d", trainer.state.global_step)
+    logger.warning("saved; go on with --resume_from_checkpoint %s", trainer.save_now())
+
+
+def _checkpoint(sft: SFTSettings) -> str | None:
+    """The checkpoint to resume from; "true" or "last" means the newest complete one in output_dir."""
+    wanted = sft.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() in ("false", "no"):
+        return None
+    if str(wanted).lower() not in ("true", "yes", "last"):
+        if not (Path(wanted) / "trainer_state.json").is_file():
+            raise UnsupportedModelError(f"{wanted} holds no trainer_state.json; expected a complete checkpoint folder")
+        return str(wanted)
+    # trainer_state.json is written last: a folder without it was cut off while saving.
+    complete = [file.parent for file in Path(sft.output_dir or "").glob("checkpoint-*/trainer_state.json")]
+    if not complete:
+        raise UnsupportedModelError(
+            f"{sft.output_dir} holds no complete checkpoint; leave --resume_from_checkpoint out"
+        )
+    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2])))
+
+
+def _finish(trainer: SegmentSFTTrainer, sft: SFTSettings) -> Any:
+    """Save the model with its segmentation and tokenizer; return it without TRL's patches."""
+    tuned = trainer.accelerator.unwrap_model(trainer.model)
+    inner: Any = tuned.get_base_model() if hasattr(tuned, "peft_config") else tuned
+    inner.__dict__.pop("forward", None)  # TRL's fused head
+    tuned.eval()
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model(sft.output_dir)  # gathers the shards of all processes
+    elif trainer.is_world_process_zero():
+        save_pretrained(tuned, sft.output_dir or ".")
+        trainer.processing_class.save_pretrained(sft.output_dir)
+    if sft.push_to_hub:
+        trainer.push_to_hub()
+    return tuned
+
+
+def _curve(history: list[dict[str, Any]]) -> list[CurvePoint]:
+    opening = {log["step"]: log["eval_opening_loss"] for log in history if "eval_opening_loss" in log}
+    return [
+        CurvePoint(log["step"], log["eval_loss"], opening.get(log["step"])) for log in history if "eval_loss" in log
+    ]
+
+
+def _write_result(
+    result: TrainResult, settings: TrainSettings, sft: SFTSettings, model: ModelSettings, folder: Path
+) -> None:
+    content = {
+        "result": result.to_dict(),
+        "settings": asdict(settings),
+        "model": asdict(model),
+        "sft": sft.to_dict(),
+    }
+    partial = folder / f".{RESULT_FILE}.partial"
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(folder / RESULT_FILE)

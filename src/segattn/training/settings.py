@@ -1,0 +1,99 @@
+"""What a training run is told: three dataclasses, which are also the command line's flags.
+
+`SFTSettings` and `ModelSettings` are TRL's own `SFTConfig` and `ModelConfig`, every flag of theirs included, with
+defaults for adapters on segments. `TrainSettings` holds only what TRL has no name for.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trl import ModelConfig, SFTConfig
+
+from segattn.errors import UnsupportedModelError
+
+__all__ = ["ModelSettings", "SFTSettings", "TrainSettings", "check_settings"]
+
+
+@dataclass
+class TrainSettings:
+    """What segment attention adds to a fine-tuning run."""
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Training data: a .jsonl file, a folder with train.jsonl (or one such sub-folder per task), or a "
+            "hub data set owner/name. The Python API may pass samples instead."
+        },
+    )
+    held_out: str | None = field(
+        default=None,
+        metadata={"help": "Held-out data for the answer loss. Default: the dev split of --data where it has one."},
+    )
+    held_out_samples: int = field(
+        default=200, metadata={"help": "Use at most this many held-out samples, chosen by --seed. 0: none."}
+    )
+    attention: Literal["segments", "causal"] = field(
+        default="segments", metadata={"help": "The mask to train under; it is recorded in the checkpoint."}
+    )
+    policy: Literal["turns", "prefix"] = field(
+        default="turns", metadata={"help": "What is one segment: each message, or all between two answers."}
+    )
+    opening_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Open the segments gradually: the keys ahead start with a bias of -8 on their scores, which rises "
+            "linearly to 0 over this many steps."
+        },
+    )
+    too_long: Literal["error", "drop"] = field(
+        default="error",
+        metadata={"help": "Samples over --max_length tokens: refuse to start, or leave them out and say how many."},
+    )
+
+
+@dataclass
+class ModelSettings(ModelConfig):
+    """TRL's ModelConfig with LoRA on, and its defaults from the paper's setting (r 32, alpha 64)."""
+
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; --no_use_peft trains all weights."})
+    lora_r: int = field(default=32, metadata={"help": "LoRA R value."})
+    lora_alpha: int = field(default=64, metadata={"help": "LoRA alpha."})
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "LoRA target modules: names, or all-linear. The paper adapts q_proj and v_proj."},
+    )
+
+
+@dataclass
+class SFTSettings(SFTConfig):
+    """TRL's SFTConfig with the defaults of a LoRA run: rate 2e-4, no gradient checkpointing, no trackers."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+    )
+    report_to: Any = field(default="none", metadata={"help": "Trackers to report to, e.g. tensorboard; or none."})
+
+
+def check_settings(settings: TrainSettings, sft: SFTConfig) -> None:
+    """Refuse options that would drop the segment mask or contradict one another, before anything is loaded.
+
+    Raises:
+        UnsupportedModelError: names the option and what to use instead.
+    """
+    refused = {
+        "packing": (sft.packing or bool(sft.eval_packing), "rows would hold several conversations"),
+        "padding_free": (sft.padding_free, "it flattens the batch without its segment ids"),
+        "use_liger_kernel": (sft.use_liger_kernel, "its kernels are not verified with a segment mask"),
+        "assistant_only_loss": (sft.assistant_only_loss, "the labels are already on the answers alone"),
+        "completion_only_loss": (sft.completion_only_loss is False, "a loss on the prompt would leak inside segments"),
+        "label_smoothing_factor": (sft.label_smoothing_factor > 0, "TRL computes it outside of the answers' loss"),
+        "chat_template_path": (sft.chat_template_path is not None, "segments are read from the tokenizer's template"),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise UnsupportedModelError(f"--{name} cannot be used here: {why}. Leave it out")
+    if settings.opening_steps < 0:
+        raise UnsupportedModelError(f"opening_steps is {settings.opening_steps}; expected 0 (plain rule) or more")
+    if settings.opening_steps and settings.attention == "causal":
+        raise UnsupportedModelError("opening_steps opens segments, but attention is causal; leave one of them out")

@@ -1,0 +1,136 @@
+"""TRL's SFTTrainer with the segment mask: nothing may drop the segment ids between the data and the attention."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from segattn.errors import SegmentError, UnsupportedModelError
+from segattn.modeling import enable, is_enabled, set_opening
+from segattn.segments import IGNORED_LABEL
+from segattn.training.opening import opening_bias
+
+__all__ = ["SegmentSFTTrainer"]
+
+
+class SegmentSFTTrainer(SFTTrainer):
+    """Fine-tunes an enabled model on rows of input_ids, labels and segment_ids.
+
+    TRL calls the backbone directly and keeps a fixed list of columns; both are seen to here. `eval_loss` is the mean
+    over all answer tokens, not over batches. While segments open, held-out data is scored under the plain rule
+    (`eval_loss`) and under the bias of the moment too (`eval_opening_loss`).
+
+    Args:
+        opening_steps: raise the bias on the keys ahead from -8 to 0 over this many steps; 0 for the plain rule.
+        options: SFTTrainer's own; `model` must be enabled, `data_collator` a `SegmentCollator`.
+
+    Raises:
+        UnsupportedModelError: the model is not enabled, or context or sequence parallelism would drop the mask.
+    """
+
+    def __init__(self, *, opening_steps: int = 0, **options: Any) -> None:
+        model = options["model"]
+        if isinstance(model, str) or not is_enabled(model):
+            raise UnsupportedModelError(
+                f"the model is {model if isinstance(model, str) else type(model).__name__}, which is not enabled; load "
+                "it and call segattn.enable(model, segmenter) before the trainer is made"
+            )
+        if isinstance(options.get("eval_dataset"), dict):
+            raise UnsupportedModelError("eval_dataset is a dict; expected one data set, held-out tasks joined")
+        options["args"].dataset_kwargs = {**(options["args"].dataset_kwargs or {}), "skip_prepare_dataset": True}
+        self._held_out_sum: Tensor | None = None
+        self.opening_steps = opening_steps
+        super().__init__(**options)
+        # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
+        enable(self.model)
+        parallel = self.accelerator.parallelism_config
+        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
+            raise UnsupportedModelError(
+                "context and sequence parallelism replace the attention mask by a causal one; use data parallelism"
+            )
+        self.add_callback(_Opening(self))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns or []
+        if "segment_ids" not in columns:
+            self._signature_columns: list[str] | None = [*columns, "segment_ids"]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute TRL's loss on a batch that must hold segment ids."""
+        if inputs.get("segment_ids") is None:
+            raise SegmentError(
+                f"the batch holds {sorted(inputs)} but no segment_ids; expected a data set with that column and a "
+                "SegmentCollator"
+            )
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Score a held-out batch, and add it to the sum over tokens."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and self._held_out_sum is not None:
+            count = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum().to(loss.device)
+            self._held_out_sum += torch.stack([loss.detach().double() * count, count.double()])
+        return loss, logits, labels
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Score held-out data under the plain rule and, while segments open, under the bias of the moment."""
+        bias = opening_bias(self.state.global_step, self.opening_steps)
+        set_opening(self.model, None)
+        try:
+            metrics = self._exact_evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if bias is not None:
+                set_opening(self.model, bias)
+                prefix = f"{metric_key_prefix}_opening"
+                metrics.update(self._exact_evaluate(*args, metric_key_prefix=prefix, **kwargs))
+        finally:
+            set_opening(self.model, bias)
+        return metrics
+
+    def _exact_evaluate(self, *args: Any, metric_key_prefix: str, **kwargs: Any) -> dict[str, float]:
+        self._held_out_sum = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        try:
+            metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            exact = self._held_out_mean()
+            return {name: exact if name.endswith("_loss") else value for name, value in metrics.items()}
+        finally:
+            self._held_out_sum = None
+
+    def _held_out_mean(self) -> float:
+        total, count = self.accelerator.reduce(self._held_out_sum, reduction="sum").tolist()
+        return float(total / max(count, 1))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the exact held-out loss in place of the mean over batches."""
+        if self._held_out_sum is not None:
+            exact = self._held_out_mean()
+            logs.update({name: exact for name in logs if name.endswith("_loss")})
+        super().log(logs, start_time)
+
+    def save_now(self) -> str:
+        """Write a checkpoint that can be resumed from, at the current step; return its folder."""
+        self._save_checkpoint(self.model, trial=None)
+        return str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+
+class _Opening(TrainerCallback):
+    """Sets the opening bias of each step; without opening steps, the plain rule."""
+
+    def __init__(self, trainer: SegmentSFTTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.trainer.opening_steps > state.max_steps:
+            raise UnsupportedModelError(
+                f"opening_steps is {self.trainer.opening_steps}, but training ends after {state.max_steps} steps, "
+                "before the segments are open; expected at most as many"
+            )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        set_opening(self.trainer.model, opening_bias(state.global_step, self.trainer.opening_steps))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        set_opening(self.trainer.model, None)
