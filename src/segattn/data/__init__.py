@@ -1,8 +1,18 @@
 """Chats as training and test data: samples, the formats they come in, and their tokens, labels and segments."""
 
-from segattn.data.encoding import EncodedSample, Encoder
+from segattn.data.encoding import EncodedPrompt, EncodedSample, Encoder
 from segattn.data.loading import Split, load_samples
 from segattn.data.padding import pad_rows
 from segattn.data.samples import DataError, Message, Sample
 
-__all__ = ["DataError", "EncodedSample", "Encoder", "Message", "Sample", "Split", "load_samples", "pad_rows"]
+__all__ = [
+    "DataError",
+    "EncodedPrompt",
+    "EncodedSample",
+    "Encoder",
+    "Message",
+    "Sample",
+    "Split",
+    "load_samples",
+    "pad_rows",
+]

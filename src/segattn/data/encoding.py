@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segattn.data.samples import DataError, Message, Sample
+from segattn.errors import TemplateError
 from segattn.segments import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -37,14 +38,27 @@ class Encoder:
     The tokens of an answer are those of the assistant message's content and of its end marker: from the end of the
     generation prompt to the last special token before the next message. A line break that a template writes after
     the end marker is not part of it, for generation stops at the marker.
+
+    Attributes:
+        tokenizer: the segmenter's.
+
+    Raises:
+        TemplateError: the segmenter has no tokenizer.
     """
 
     def __init__(self, segmenter: "Segmenter") -> None:
         self.segmenter = segmenter
-        self._special = frozenset(segmenter.tokenizer.all_special_ids) | _added_special_ids(segmenter.tokenizer)
+        self.tokenizer = _tokenizer_of(segmenter)
+        self._special = frozenset(self.tokenizer.all_special_ids) | _added_special_ids(self.tokenizer)
         # Where an answer ends is told by the next message's segment, which a causal segmentation does not show.
-        self._turns = _as_turns(segmenter)
+        self._turns = segmenter.with_policy("turns") if segmenter.policy == "causal" else segmenter
         self._answer_cache: dict[tuple[Any, ...], list[int]] = {}
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills padding; what it is does not matter, the attention mask hides it."""
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(token) for token in candidates if token is not None)
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode prompt and answer, with labels on the answer (and earlier ones where `sample.learn` is "all").
@@ -124,7 +138,10 @@ def _added_special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(number for number, token in added.items() if token.special)
 
 
-def _as_turns(segmenter: "Segmenter") -> "Segmenter":
-    if segmenter.policy != "causal":
-        return segmenter
-    return type(segmenter).from_dict({**segmenter.to_dict(), "policy": "turns"}, tokenizer=segmenter.tokenizer)
+def _tokenizer_of(segmenter: "Segmenter") -> Any:
+    if segmenter._tokenizer is None:
+        raise TemplateError(
+            "this Segmenter has no tokenizer, it was read from a dict; expected one with which samples can be encoded: "
+            "Segmenter.from_dict(data, tokenizer=tokenizer)"
+        )
+    return segmenter._tokenizer

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segattn.data import Sample, load_samples
+from segattn.data import Encoder, Sample, load_samples
 from segattn.errors import UnsupportedModelError
 from segattn.modeling import enable, save_pretrained
 from segattn.modeling.checkpoint import read_segmentation
@@ -101,7 +101,7 @@ def train(
     check_settings(settings, sft)
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
-    network, segmenter = _load_model(settings, sft, model)
+    network, tokenizer, segmenter = _load_model(settings, sft, model)
     clock.lap("load")
     dataset, dropped = encode_dataset(train_samples, segmenter, max_length=sft.max_length, too_long=settings.too_long)
     held_out_set = None
@@ -112,7 +112,7 @@ def train(
         _tell_dropped(held_out_dropped, len(held_out_list), "held-out", sft)
     _tell_dropped(dropped, len(train_samples), "training", sft)
     clock.lap("encode")
-    trainer = _trainer(settings, sft, model, network, segmenter, dataset, held_out_set)
+    trainer = _trainer(settings, sft, model, network, tokenizer, segmenter, dataset, held_out_set)
     stop = _run(trainer, sft)
     clock.lap("train")
     tuned = _finish(trainer, sft)
@@ -156,7 +156,7 @@ def _load_data(
     return train_samples, held_out_samples(settings.held_out, source, limit=settings.held_out_samples, seed=sft.seed)
 
 
-def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings) -> tuple[Any, Any]:
+def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings) -> tuple[Any, Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import get_quantization_config
 
@@ -186,7 +186,7 @@ def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings)
         **{name: value for name, value in options.items() if value is not None},
         **(sft.model_init_kwargs or {}),
     )
-    return enable(network, segmenter), segmenter
+    return enable(network, segmenter), tokenizer, segmenter
 
 
 def _tell_recorded_segmentation(path: str, policy: str) -> None:
@@ -205,6 +205,7 @@ def _trainer(
     sft: SFTSettings,
     model: ModelSettings,
     network: Any,
+    tokenizer: Any,
     segmenter: Any,
     dataset: Any,
     held_out: Any,
@@ -216,10 +217,10 @@ def _trainer(
         opening_steps=settings.opening_steps,
         model=network,
         args=sft,
-        data_collator=SegmentCollator(segmenter.tokenizer.pad_token_id, sft.pad_to_multiple_of),
+        data_collator=SegmentCollator(Encoder(segmenter).pad_token_id, sft.pad_to_multiple_of),
         train_dataset=dataset,
         eval_dataset=held_out,
-        processing_class=segmenter.tokenizer,
+        processing_class=tokenizer,
         peft_config=get_peft_config(model),
     )
 
