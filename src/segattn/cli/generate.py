@@ -1,0 +1,56 @@
+"""Answer one question."""
+
+import json
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from segattn.cli.loading import Attention, Dtype
+
+__all__ = ["command"]
+
+
+def command(
+    question: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A folder (model or adapter), a hub id, or smollm2.")
+    ] = "smollm2",
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    attention: Annotated[Attention, typer.Option(help="auto: segments for a checkpoint tuned with them.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 256,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Sample with this temperature.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Sample from this probability mass.")] = None,
+    seed: Annotated[int, typer.Option(help="The seed of sampling.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="auto: as the checkpoint was saved.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print tokens, segments, text and timing as JSON.")] = False,
+) -> None:
+    """Answer one question with a base model, an adapter or a merged model.
+
+    A checkpoint that was tuned with segments runs with them; any other runs causally.
+
+    Example:  segattn generate --model runs/segments "What is the capital of France?"
+    """
+    from transformers import set_seed
+
+    from segattn.cli.conversation import Conversation, GenerationOptions
+    from segattn.cli.loading import AnswerError, load_chat_model
+
+    text = sys.stdin.read().strip() if question == "-" else question
+    if not text:
+        raise AnswerError("the question is empty; pass it as an argument, or as text on stdin with -")
+    started = time.perf_counter()
+    chat_model = load_chat_model(model, attention, dtype, device, tell=lambda line: print(line, file=sys.stderr))
+    load_seconds = time.perf_counter() - started
+    set_seed(seed)
+    options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    conversation = Conversation(chat_model, options, system=system)
+    if not as_json:
+        conversation.ask(text, lambda piece: print(piece, end="", flush=True))
+        print()
+        return
+    turn = conversation.ask(text)
+    result = {"model": model, "attention": chat_model.attention, "load_seconds": load_seconds, **turn.to_dict()}
+    print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -1,0 +1,213 @@
+"""Load a model for answering, and settle how it attends: segment-tuned checkpoints by segments, others causally."""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from segattn.errors import SegmentAttentionError, TemplateError
+
+__all__ = ["AnswerError", "Attention", "ChatModel", "Dtype", "load_chat_model", "load_segmenter"]
+
+Attention = Literal["auto", "segments", "causal"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class AnswerError(SegmentAttentionError, ValueError):
+    """A request that a model cannot answer as it was put."""
+
+
+@dataclass
+class ChatModel:
+    """A loaded model with its tokenizer and its way of attending.
+
+    `segmenter` is None for a model that runs causally as transformers runs it.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    segmenter: Any
+    attention: Literal["segments", "causal"]
+
+    def encode(self, messages: list[dict[str, str]]) -> Any:
+        """Turn a conversation that awaits an answer into a batch of one row.
+
+        Returns:
+            A BatchEncoding with input_ids, attention_mask and segment_ids, all int64 (1, length), on the model's
+            device; segment_ids are all -1 where the model runs causally.
+
+        Raises:
+            TemplateError: the tokenizer has no chat template, or it refuses this conversation.
+        """
+        encoder = self.segmenter or self.tokenizer
+        try:
+            batch = encoder.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except SegmentAttentionError:
+            raise
+        except Exception as error:  # templates raise whatever they like
+            raise TemplateError(
+                f"the chat template of {self.name} cannot render this conversation ({error}); expected roles and an "
+                "order that the template knows, and a tokenizer that has one"
+            ) from error
+        if self.attention == "causal" or "segment_ids" not in batch:
+            batch["segment_ids"] = batch["input_ids"].new_full(batch["input_ids"].shape, -1)
+        return batch.to(self.model.device)
+
+    def generate(self, batch: Any, **options: Any) -> Any:
+        """Run the model's own `generate` under this model's way of attending; returns int64 (1, length)."""
+        import segattn
+
+        inputs = dict(batch)
+        enabled = segattn.is_enabled(self.model)
+        if not enabled:
+            inputs.pop("segment_ids")
+        context: AbstractContextManager[Any] = nullcontext()
+        if enabled and self.attention == "causal":
+            context = segattn.causal(self.model)
+        with context:
+            return self.model.generate(**inputs, **options)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens the model can hold, None if its config does not say."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(length) if length else None
+
+
+def load_chat_model(
+    name: str, attention: Attention, dtype: Dtype, device: str, tell: Callable[[str], None]
+) -> ChatModel:
+    """Load a base model, a merged model or an adapter.
+
+    Args:
+        name: a folder, a hub id, or "smollm2".
+        attention: "auto" takes segments where the checkpoint records a segmentation, and causal otherwise.
+        dtype: "auto" takes the checkpoint's own.
+        device: "auto", or what torch calls it.
+        tell: receives a line where the choice deserves one.
+
+    Raises:
+        SegmentAttentionError: the model cannot be loaded, or cannot honour segments.
+    """
+    from transformers.utils import logging
+
+    from segattn.pretrained import resolve_model
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    path = resolve_model(name)
+    target = _device(device)
+    recorded = _recorded(path)
+    if recorded is None:
+        model, tokenizer, segmenter = _load_plain(name, path, attention, dtype, tell)
+    else:
+        import segattn
+        from segattn.modeling import segmenter_of
+
+        model, tokenizer = segattn.from_pretrained(path, dtype=dtype)
+        segmenter = segmenter_of(model)
+        if segmenter is None:
+            raise AnswerError(
+                f"{name} was saved without a segmenter, so a chat cannot be segmented for it; load it with "
+                "segattn.from_pretrained, and save it again after segattn.enable(model, segmenter)"
+            )
+        if attention == "causal" and segmenter.policy != "causal":
+            tell(f"Warning: {name} was tuned with segments; it runs causally because you asked for it")
+    model = model.to(target).eval()
+    chosen = attention
+    if chosen == "auto":
+        chosen = "causal" if recorded is None or segmenter.policy == "causal" else "segments"
+    return ChatModel(name, model, tokenizer, segmenter, chosen)
+
+
+def _load_plain(
+    name: str, path: str, attention: Attention, dtype: Dtype, tell: Callable[[str], None]
+) -> tuple[Any, Any, Any]:
+    """Load a checkpoint that records no segmentation; returns (model, tokenizer, segmenter or None)."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise AnswerError(
+            f"{name} cannot be loaded ({error}); expected a folder of transformers or PEFT files, or a hub id "
+            "that can be reached (`segattn doctor` tells)"
+        ) from error
+    if attention != "segments":
+        tell(f"{name} records no segmentation: it runs causally (--attention segments overrides)")
+        return model, tokenizer, None
+    import segattn
+
+    segmenter = segattn.Segmenter.from_tokenizer(tokenizer)
+    tell(f"Warning: {name} was never tuned with segments; expect worse answers under them")
+    return segattn.enable(model, segmenter), tokenizer, segmenter
+
+
+def load_tokenizer(path: str) -> Any:
+    """Load the tokenizer of a checkpoint; an adapter that has none takes its base model's."""
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    def find(name: str) -> str | None:
+        found = cached_file(
+            path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        return None if found is None else str(found)
+
+    source = path
+    if find("adapter_config.json") and not find("tokenizer_config.json"):
+        from peft import PeftConfig
+
+        source = PeftConfig.from_pretrained(path).base_model_name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise AnswerError(
+            f"{path} has no tokenizer that can be loaded ({error}); expected tokenizer.json beside the model, or a "
+            "hub id that can be reached (`segattn doctor` tells)"
+        ) from error
+
+
+def load_segmenter(name: str, policy: str | None) -> tuple[Any, Any]:
+    """Load what segments a model's chats, without the model; returns (segmenter, tokenizer).
+
+    Args:
+        name: a folder, a hub id, or "smollm2".
+        policy: None takes the checkpoint's own segmenter where it records one, and "turns" otherwise.
+    """
+    from segattn import Segmenter
+    from segattn.pretrained import resolve_model
+
+    path = resolve_model(name)
+    recorded = _recorded(path)
+    tokenizer = load_tokenizer(path)
+    if policy is None and recorded is not None and recorded["segmenter"] is not None:
+        return Segmenter.from_dict(recorded["segmenter"], tokenizer=tokenizer), tokenizer
+    return Segmenter.from_tokenizer(tokenizer, policy=policy or "turns"), tokenizer
+
+
+def _recorded(path: str) -> dict[str, Any] | None:
+    from segattn.modeling.checkpoint import read_segmentation
+
+    return read_segmentation(path)
+
+
+def _device(wanted: str) -> Any:
+    import torch
+
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise AnswerError(f"device {wanted!r} cannot be used ({first_line}); expected auto, cpu, cuda or mps") from None
+    return device
