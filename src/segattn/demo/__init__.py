@@ -1,0 +1,1 @@
+"""The demonstration: a task of its own, the experiment on it and its report."""
