@@ -79,6 +79,17 @@ def test_a_faithfully_rendered_answer_lets_the_cache_be_extended(monkeypatch):
     assert (second.text, second.cache) == ("plain answer", "extended")
 
 
+def test_sliding_window_layers_go_on_from_their_cache(monkeypatch):
+    conversation = make_conversation(length=30, family="gemma3")
+    with monkeypatch.context() as patched:
+        force(patched, conversation, "plain answer")
+        conversation.ask("longer than the window of eight tokens")
+    messages = [*conversation.messages, {"role": "user", "content": "so is this question"}]
+    turn = conversation.ask("so is this question")
+    assert turn.cache == "extended"
+    assert turn.text == answer_from_nothing(conversation, messages)
+
+
 def test_an_answer_that_renders_otherwise_cuts_the_cache_at_the_difference(monkeypatch):
     conversation = make_conversation(length=30)
     force(monkeypatch, conversation, "  with spaces")

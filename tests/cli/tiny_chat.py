@@ -1,8 +1,15 @@
-"""A tiny random Llama with a byte-level ChatML tokenizer, and a segmenter written by hand for it."""
+"""Tiny random models with a byte-level ChatML tokenizer, and a segmenter written by hand for it."""
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BatchEncoding,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 START, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
@@ -22,22 +29,26 @@ def make_tokenizer():
     )
 
 
-def make_model(seed=0, context=2048):
+def make_model(seed=0, context=2048, family="llama"):
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=257,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).eval()
+    shape = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": context,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 257,
+        "initializer_range": 0.4,
+    }
+    if family == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(head_dim=8, sliding_window=8, layer_types=layers, **shape)
+    return Gemma3ForCausalLM(config).eval()
 
 
 class HandSegmenter:
