@@ -10,7 +10,7 @@ from segattn.templates.affixes import common_prefix, common_suffix
 from segattn.templates.layout import HOW_TO_NAME_MARKERS, Layout, read_layout
 from segattn.templates.markers import Marker, MarkerTable, check_distinct
 from segattn.templates.occurrences import header_ids, misplaced, occurrences, reduce_groups
-from segattn.templates.probes import ODD_CONTENTS, Message, Probe, Prober, Rendering, call, chat, word
+from segattn.templates.probes import ODD_CONTENTS, TOOL_NAMES, Message, Probe, Prober, Rendering, call, chat, word
 
 __all__ = ["PROMPT_ROLES", "Derived", "derive"]
 
@@ -82,7 +82,7 @@ class _Reader:
             answered: list[Message] = [*calls, {"role": "assistant", "content": word(20)}]
             for calling in answered:
                 start = [*chat(*self.layout.opening, "user"), calling]
-                result: Message = {"role": "tool", "content": word(21), "name": "get_weather"}
+                result: Message = {"role": "tool", "content": word(21), "name": TOOL_NAMES[variant]}
                 result["tool_call_id"] = f"abcdefgh{variant}"
                 for end in ([result], [result, {"role": "assistant", "content": word(22)}]):
                     probe = self.prober.probe([*start, *end])
@@ -189,11 +189,11 @@ class _Reader:
         for probe in self.tool_probes:
             if probe.words[-1][2] != "tool":
                 continue
-            before = self.prober.text(probe.messages[:-1])
-            text = probe.rendering.text
-            if before is None or not text.startswith(before):
+            before = self.prober.probe(probe.messages[:-1])
+            text = probe.between(len(probe.words) - 1)
+            if before is None or not text.startswith(before.tail):
                 continue
-            header = text[len(before) : probe.words[-1][0]].strip()
+            header = text[len(before.tail) :].strip()
             if header and self.layout.user.strip() not in header:
                 found.append(header)
         # The names of tools and calls vary: keep what all headers begin with.
@@ -292,8 +292,9 @@ class _Reader:
 
     def places(self, table: MarkerTable, role: str) -> bool:
         """Whether the markers place every message of the probes with this role, and there is one."""
-        probes = [p for p in [*self.plain, *self.tool_probes] if any(r == role for _, _, r in p.words)]
-        return bool(probes) and not any(misplaced(table, p) for p in probes)
+        probes = self.tool_probes if role == "tool" else self.plain
+        holding = [probe for probe in probes if any(found == role for _, _, found in probe.words)]
+        return bool(holding) and not any(misplaced(table, probe) for probe in holding)
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.prober.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

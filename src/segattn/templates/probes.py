@@ -13,7 +13,7 @@ from typing import Any
 
 from segattn.errors import TemplateError
 
-__all__ = ["ODD_CONTENTS", "Probe", "Prober", "Rendering", "call", "chat", "encode", "message_of", "word"]
+__all__ = ["ODD_CONTENTS", "TOOL_NAMES", "Probe", "Prober", "Rendering", "call", "chat", "encode", "message_of", "word"]
 
 Message = dict[str, Any]
 
@@ -34,7 +34,7 @@ ODD_CONTENTS = (
     ("🙂", "🙂"),
 )
 
-_TOOL_NAMES = ("get_weather", "run_query")
+TOOL_NAMES = ("get_weather", "run_query")
 
 
 def word(number: int) -> str:
@@ -133,7 +133,7 @@ def chat(*roles: str, odd: tuple[str, str] = ("", "")) -> list[Message]:
 def call(variant: int, as_text: bool = False, content: str | None = "") -> Message:
     """Return an assistant message that calls a tool. `as_text`: the arguments are a JSON string."""
     arguments: Any = {"place": "Oslo"}
-    function = {"name": _TOOL_NAMES[variant], "arguments": json.dumps(arguments) if as_text else arguments}
+    function = {"name": TOOL_NAMES[variant], "arguments": json.dumps(arguments) if as_text else arguments}
     tool_call = {"id": f"abcdefgh{variant}", "type": "function", "function": function}
     return {"role": "assistant", "content": content, "tool_calls": [tool_call]}
 
