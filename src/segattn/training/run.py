@@ -267,7 +267,7 @@ def _checkpoint(sft: SFTSettings) -> str | None:
 
 def _finish(trainer: SegmentSFTTrainer, sft: SFTSettings) -> Any:
     """Save the model with its segmentation and tokenizer; return it without TRL's patches."""
-    tuned = trainer.accelerator.unwrap_model(trainer.model)
+    tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     inner: Any = tuned.get_base_model() if hasattr(tuned, "peft_config") else tuned
     inner.__dict__.pop("forward", None)  # TRL's fused head
     tuned.eval()

@@ -7,6 +7,7 @@ defaults for adapters on segments. `TrainSettings` holds only what TRL has no na
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from trl import ModelConfig, SFTConfig
 
 from segattn.errors import UnsupportedModelError
@@ -73,6 +74,23 @@ class SFTSettings(SFTConfig):
         default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
     )
     report_to: Any = field(default="none", metadata={"help": "Trackers to report to, e.g. tensorboard; or none."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Mixed precision in bfloat16. Default: on GPUs, and on CPUs that have it built in."},
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers refuses bf16 on a CPU that was not asked for
+            if self.bf16 is None:
+                self.bf16 = not self.fp16 and _cpu_computes_bfloat16()
+        super().__post_init__()
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; elsewhere it is emulated, and slower than float32."""
+    names = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
+    return any(torch.cpu.get_capabilities().get(name, False) for name in names)
 
 
 def check_settings(settings: TrainSettings, sft: SFTConfig) -> None:

@@ -11,6 +11,7 @@ from trl import SFTTrainer
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling import enable, is_enabled, set_opening
 from segattn.segments import IGNORED_LABEL
+from segattn.training.answer_head import score_answers_only
 from segattn.training.opening import opening_bias
 
 __all__ = ["SegmentSFTTrainer"]
@@ -51,6 +52,8 @@ class SegmentSFTTrainer(SFTTrainer):
             raise UnsupportedModelError(
                 "context and sequence parallelism replace the attention mask by a causal one; use data parallelism"
             )
+        if self.accelerator.device.type == "cpu":
+            score_answers_only(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         self.add_callback(_Opening(self))
 
     def _set_signature_columns_if_needed(self) -> None:
