@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from segattn import Segmenter
 from segattn.segments import check_segment_ids
 from templates.oracle_segments import segments_of
 
@@ -54,7 +55,7 @@ def test_segment_ids_come_from_token_ids_alone(case, messages):
     again = case.segmenter.segment_ids(batch["input_ids"], batch["attention_mask"])
     assert again.tolist() == batch["segment_ids"].tolist()
     check_segment_ids(again, batch["attention_mask"])
-    restored = type(case.segmenter).from_dict(case.segmenter.to_dict())
+    restored = Segmenter.from_dict(case.segmenter.to_dict(), tokenizer=case.tokenizer)
     assert restored.segment_ids(batch["input_ids"][0].tolist()).tolist() == batch["segment_ids"][0].tolist()
 
 
