@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segattn.data import Encoder, Sample, load_samples
+from transformers import IntervalStrategy
+
+from segattn.data import DataError, Encoder, Sample, load_samples
 from segattn.errors import UnsupportedModelError
 from segattn.modeling import enable, save_pretrained
 from segattn.modeling.checkpoint import read_segmentation
@@ -104,13 +106,8 @@ def train(
     network, tokenizer, segmenter = _load_model(settings, sft, model)
     clock.lap("load")
     dataset, dropped = encode_dataset(train_samples, segmenter, max_length=sft.max_length, too_long=settings.too_long)
-    held_out_set = None
-    if held_out_list:
-        held_out_set, held_out_dropped = encode_dataset(
-            held_out_list, segmenter, max_length=sft.max_length, too_long=settings.too_long
-        )
-        _tell_dropped(held_out_dropped, len(held_out_list), "held-out", sft)
     _tell_dropped(dropped, len(train_samples), "training", sft)
+    held_out_set = _held_out_dataset(held_out_list, settings, sft, segmenter)
     clock.lap("encode")
     trainer = _trainer(settings, sft, model, network, tokenizer, segmenter, dataset, held_out_set)
     stop = _run(trainer, sft)
@@ -154,6 +151,19 @@ def _load_data(
         return train_samples, list(held_out)
     source = settings.data if samples is None else None
     return train_samples, held_out_samples(settings.held_out, source, limit=settings.held_out_samples, seed=sft.seed)
+
+
+def _held_out_dataset(samples: list[Sample], settings: TrainSettings, sft: SFTSettings, segmenter: Any) -> Any:
+    if samples:
+        dataset, dropped = encode_dataset(samples, segmenter, max_length=sft.max_length, too_long=settings.too_long)
+        _tell_dropped(dropped, len(samples), "held-out", sft)
+        return dataset
+    if sft.eval_strategy == IntervalStrategy.STEPS:
+        raise DataError(
+            "--eval_strategy steps scores held-out data, and there is none; pass --held_out, or leave it out"
+        )
+    sft.eval_strategy, sft.eval_on_start = IntervalStrategy.NO, False
+    return None
 
 
 def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings) -> tuple[Any, Any, Any]:

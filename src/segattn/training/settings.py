@@ -5,9 +5,10 @@ defaults for adapters on segments. `TrainSettings` holds only what TRL has no na
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from transformers import IntervalStrategy
 from trl import ModelConfig, SFTConfig
 
 from segattn.errors import UnsupportedModelError
@@ -67,13 +68,20 @@ class ModelSettings(ModelConfig):
 
 @dataclass
 class SFTSettings(SFTConfig):
-    """TRL's SFTConfig with the defaults of a LoRA run: rate 2e-4, no gradient checkpointing, no trackers."""
+    """TRL's SFTConfig with the defaults of a LoRA run: rate 2e-4, no gradient checkpointing, held-out loss."""
 
     learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+    # None, not False: transformers warns of this name's retirement as soon as it is set.
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
     )
-    report_to: Any = field(default="none", metadata={"help": "Trackers to report to, e.g. tensorboard; or none."})
+    output_dir: str | None = field(
+        default="runs/train", metadata={"help": "The folder for checkpoints and the tuned model."}
+    )
+    eval_strategy: IntervalStrategy | str = field(
+        default="epoch", metadata={"help": "When to score held-out data, where there is any: no, steps or epoch."}
+    )
+    eval_on_start: bool = field(default=True, metadata={"help": "Score held-out data before the first step too."})
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Mixed precision in bfloat16. Default: on GPUs, and on CPUs that have it built in."},
