@@ -100,7 +100,7 @@ def train(
         DataError, SegmentError, LabelLeakError, TemplateError: the data or the template cannot be used.
         UnsupportedModelError: a model or option that cannot honour segments.
     """
-    check_settings(settings, sft)
+    check_settings(settings, sft, model)
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
     network, tokenizer, segmenter = _load_model(settings, sft, model)

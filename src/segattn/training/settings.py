@@ -12,6 +12,7 @@ from transformers import IntervalStrategy
 from trl import ModelConfig, SFTConfig
 
 from segattn.errors import UnsupportedModelError
+from segattn.modeling.families import ATTENTION_IMPLEMENTATIONS
 
 __all__ = ["ModelSettings", "SFTSettings", "TrainSettings", "check_settings"]
 
@@ -101,7 +102,7 @@ def _cpu_computes_bfloat16() -> bool:
     return any(torch.cpu.get_capabilities().get(name, False) for name in names)
 
 
-def check_settings(settings: TrainSettings, sft: SFTConfig) -> None:
+def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) -> None:
     """Refuse options that would drop the segment mask or contradict one another, before anything is loaded.
 
     Raises:
@@ -119,6 +120,11 @@ def check_settings(settings: TrainSettings, sft: SFTConfig) -> None:
     for name, (given, why) in refused.items():
         if given:
             raise UnsupportedModelError(f"--{name} cannot be used here: {why}. Leave it out")
+    if model.attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
+        raise UnsupportedModelError(
+            f"--attn_implementation {model.attn_implementation} would drop the segment mask; "
+            f"expected one of {', '.join(ATTENTION_IMPLEMENTATIONS)}"
+        )
     if settings.opening_steps < 0:
         raise UnsupportedModelError(f"opening_steps is {settings.opening_steps}; expected 0 (plain rule) or more")
     if settings.opening_steps and settings.attention == "causal":
