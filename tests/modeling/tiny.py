@@ -33,20 +33,19 @@ CASES = [(name, kind) for name in FAMILIES for kind in ("sdpa", "eager") if (nam
 def build(name="llama", implementation="sdpa", seed=0, **options):
     """A three-layer model with random weights, in eval mode."""
     config_name, model_name, family = FAMILIES[name]
+    size = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+    }
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     config = getattr(transformers, config_name)(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-        attn_implementation=implementation,
-        **{**family, **options},
+        **{**size, **special, **family, **options}, attn_implementation=implementation
     )
     torch.manual_seed(seed)
     model = getattr(transformers, model_name)(config).eval()
