@@ -33,15 +33,15 @@ class DemoSettings:
     model: str = "smollm2"
     data: str | None = None
     difficulty: str = "medium"
-    steps: int = 100
+    steps: int = 120
     batch_size: int = 8
-    opening_steps: int = 50
+    opening_steps: int = 60
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     lora_rank: int = 32
     curve_samples: int = 96
     matrix_samples: int = 150
-    curve_points: int = 5
+    curve_points: int = 6
     seed: int = 0
 
     def __post_init__(self) -> None:

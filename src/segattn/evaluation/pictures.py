@@ -1,0 +1,177 @@
+"""Pictures of masks and results. Drawn once, readable on light and dark pages.
+
+Each function returns a matplotlib Figure; `save` writes it to a file, `svg` gives inline SVG for a page.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from segattn.errors import SegmentError
+from segattn.masks import segment_mask
+from segattn.segments import as_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_learning_curves", "draw_mask", "draw_mismatch_matrix", "save", "svg"]
+
+CAUSAL_COLOR, AHEAD_COLOR, BLOCKED_COLOR = "#3b7dd8", "#e8912d", "#8885"
+ARM_COLORS = {"causal": CAUSAL_COLOR, "segments": AHEAD_COLOR}
+# Text and frames take this color in files, and the page's own text color in inline SVG.
+INK = "#3a3f47"
+MOST_LABELS = 80
+# Beyond this many tokens a picture has more cells than a screen has points.
+MOST_TOKENS = 2048
+
+
+def draw_mask(
+    segment_ids: Any, tokens: Sequence[str] | None = None, path: str | os.PathLike[str] | None = None
+) -> "Figure":
+    """Draw who may attend to whom in one row.
+
+    Args:
+        segment_ids: one row, a sequence of ints or a tensor (length,) or (1, length).
+        tokens: the text of each token, for the axes.
+        path: also save the picture there; the suffix decides the format (.svg, .png, .pdf).
+
+    Raises:
+        SegmentError: not one row of valid ids, too many tokens, or another number of texts than of ids.
+    """
+    ids = as_rows(torch.as_tensor(segment_ids))
+    length = ids.shape[1]
+    if ids.shape[0] != 1 or not 0 < length <= MOST_TOKENS:
+        raise SegmentError(f"segment_ids has shape {tuple(ids.shape)}; expected one row of 1 to {MOST_TOKENS} tokens")
+    if tokens is not None and len(tokens) != length:
+        raise SegmentError(f"there are {len(tokens)} token texts for {length} segment ids; expected one for each")
+    allowed = segment_mask(ids)[0, 0]
+    # 0 blocked, 1 allowed under causal attention too, 2 allowed by the segment alone
+    cells = allowed.int() + torch.triu(allowed, 1).int()
+    figure, axes = _figure(*_mask_size(length, tokens))
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    colors = (BLOCKED_COLOR, CAUSAL_COLOR, AHEAD_COLOR)
+    axes.pcolormesh(
+        cells.numpy(), cmap=ListedColormap(colors), vmin=0, vmax=2, edgecolors="#ffffff55",
+        linewidth=0.3 if length <= MOST_LABELS else 0,
+    )  # fmt: skip
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    _label_tokens(axes, length, tokens)
+    axes.set_xlabel("key", color=INK)
+    axes.set_ylabel("query", color=INK)
+    names = ("may not attend", "may attend, as in causal attention", "may attend, ahead in its segment")
+    axes.legend(
+        handles=[Patch(color=color, label=name) for color, name in zip(colors[::-1], names[::-1], strict=True)],
+        loc="upper right", frameon=False, labelcolor=INK, fontsize=8,
+    )  # fmt: skip
+    if path is not None:
+        save(figure, path)
+    return figure
+
+
+def _mask_size(length: int, tokens: Sequence[str] | None) -> tuple[float, float]:
+    side = min(max(3.5, 0.16 * min(length, MOST_LABELS) + 1.2), 12.0)
+    return (side + (1.0 if tokens else 0.0), side + (0.8 if tokens else 0.0))
+
+
+def _label_tokens(axes: Any, length: int, tokens: Sequence[str] | None) -> None:
+    step = -(-length // MOST_LABELS)
+    places = list(range(0, length, step))
+    names = [str(place) if tokens is None else _visible(tokens[place]) for place in places]
+    if tokens is None and length > 20:
+        places, names = places[::10], names[::10]
+    centers = [place + 0.5 for place in places]
+    axes.set_xticks(centers, names, rotation=90, fontsize=6)
+    axes.set_yticks(centers, names, fontsize=6)
+
+
+def _visible(token: str) -> str:
+    """Make white space seen, keep a label short, and keep matplotlib from reading dollars as formulas."""
+    text = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("$", r"\$")
+    return text if len(text) <= 14 else text[:13] + "…"
+
+
+def draw_learning_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], chance: float | None = None) -> "Figure":
+    """Draw held-out answer loss against steps, one line per arm, on a logarithmic scale.
+
+    Args:
+        curves: arm -> points with "step", "loss" and, while segments open, "opening_loss" (else None).
+        chance: a loss to mark, e.g. that of guessing among the answers; None for no mark.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    for arm, points in curves.items():
+        color = ARM_COLORS.get(arm)
+        axes.plot([p["step"] for p in points], [p["loss"] for p in points], marker="o", ms=4, color=color, label=arm)
+        opening = [p for p in points if p.get("opening_loss") is not None]
+        if opening:
+            axes.plot(
+                [p["step"] for p in opening], [p["opening_loss"] for p in opening], marker=".", ls=":", color=color,
+                label=f"{arm}, under the bias of the moment",
+            )  # fmt: skip
+    if chance is not None:
+        axes.axhline(chance, color=INK, lw=0.8, ls="--")
+        axes.annotate("guessing", (0, chance), textcoords="offset points", xytext=(4, 4), fontsize=8, color=INK)
+    axes.set_yscale("log")
+    axes.set_xlabel("optimizer steps", color=INK)
+    axes.set_ylabel("held-out answer loss (nats per token)", color=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def draw_mismatch_matrix(matrix: Mapping[str, Mapping[str, float]]) -> "Figure":
+    """Draw accuracies: how a model was tuned (rows) against the mask it is run under (columns)."""
+    rows = list(matrix)
+    columns = list(matrix[rows[0]])
+    figure, axes = _figure(1.6 + 1.4 * len(columns), 0.8 + 0.6 * len(rows))
+    values = [[matrix[row][column] for column in columns] for row in rows]
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="#ffffff" if value > 0.5 else "#1b1f24")
+    axes.set_xticks(range(len(columns)), [f"run {column}" for column in columns])
+    axes.set_yticks(range(len(rows)), ["not tuned" if row == "base" else f"tuned {row}" for row in rows])
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple["Figure", Any]:
+    """A figure without pyplot's global state, transparent, with frames and ticks in INK."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    axes.tick_params(colors=INK, which="both")
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    return figure, axes
+
+
+def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+    """Write a picture on a white ground; it appears when it is complete."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        figure.savefig(partial, dpi=160, facecolor="white")
+    except ValueError as error:
+        raise SegmentError(f"{target} cannot be written: {error}") from error
+    partial.replace(target)
+    return target
+
+
+def svg(figure: "Figure") -> str:
+    """Return a figure as an inline SVG element whose text and frames take the page's text color."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "segattn"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
