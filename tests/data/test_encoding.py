@@ -87,6 +87,7 @@ def test_a_segmenter_without_tokenizer_is_refused():
         Encoder(segattn.Segmenter.from_dict(SEGMENTER.to_dict()))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-1, 9), max_size=5), min_size=1, max_size=4), st.integers(1, 4), st.booleans())
 def test_rows_are_padded_on_the_asked_side(rows, multiple, left):
     padded = pad_rows(rows, -7, side="left" if left else "right", multiple_of=multiple)

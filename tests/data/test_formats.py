@@ -1,7 +1,7 @@
 """Rows become samples, or errors that say what was expected."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segattn.data import DataError, Sample
@@ -113,6 +113,7 @@ def test_another_format_than_the_first_rows_is_refused():
         read_row({"text": "t", "intent": "i"}, FORMATS[0], "task", "1")
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([f for known in FORMATS for f in known.fields]), st.text(max_size=4)))
 def test_any_row_is_read_or_refused_never_broken(row):
     try:

@@ -1,7 +1,7 @@
 """Rows of different length become one batch."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segattn.training import SegmentCollator
@@ -13,6 +13,7 @@ ROW = st.integers(1, 6).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=4), st.sampled_from([None, 4]))
 def test_padding_is_masked_unlabelled_and_causal(rows, multiple):
     batch = SegmentCollator(pad_token_id=5, pad_to_multiple_of=multiple)(rows)

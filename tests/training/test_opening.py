@@ -1,7 +1,7 @@
 """The schedule of the opening bias."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segattn.training import opening_bias
@@ -15,6 +15,7 @@ def test_no_opening_is_the_plain_rule_from_the_start():
     assert opening_bias(0, 0) is None
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.data())
 def test_it_rises_by_the_same_amount_every_step_and_never_reaches_zero(steps, data):
     step = data.draw(st.integers(0, steps - 1))
