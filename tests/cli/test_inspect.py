@@ -50,6 +50,14 @@ def test_the_table_and_the_mask_of_a_short_text(checkpoints):
     assert "21 tokens, policy turns" in lines[-1]
 
 
+def test_the_mask_is_saved_as_a_picture(checkpoints, tmp_path):
+    result = inspect("Hi", "-m", checkpoints / "base", "--save", tmp_path / "mask.svg")
+    assert result.exit_code == 0, result.output
+    assert "<svg" in (tmp_path / "mask.svg").read_text()
+    refused = inspect("Hi", "-m", checkpoints / "base", "--save", tmp_path / "mask.nonsense")
+    assert refused.exit_code == 2
+
+
 def test_a_policy_can_be_tried_out(checkpoints):
     result = inspect("Hi", "--system", "Be brief.", "-m", checkpoints / "base", "--policy", "prefix", "--json")
     assert [run["segment"] for run in json.loads(result.stdout)["runs"]] == [0, -1]

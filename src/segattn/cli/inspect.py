@@ -20,6 +20,7 @@ def command(
     policy: Annotated[
         Literal["turns", "prefix", "causal"] | None, typer.Option(help="Another segmentation than the checkpoint's.")
     ] = None,
+    save: Annotated[Path | None, typer.Option(help="Draw the mask into this picture (.png, .svg, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens, segment ids and segments as JSON.")] = False,
 ) -> None:
     """Show the segments of a chat over its tokens, and the mask that follows from them. Loads no weights.
@@ -37,6 +38,11 @@ def command(
     ids, segment_ids = batch["input_ids"][0].tolist(), batch["segment_ids"][0].tolist()
     runs = runs_of(ids, segment_ids, tokenizer)
     cost = {name: int(value) for name, value in attention_cost(batch["segment_ids"]).items()}
+    if save is not None:
+        from segattn.evaluation.pictures import draw_mask
+
+        draw_mask(segment_ids, [tokenizer.decode([token]) for token in ids], save)
+        print(f"Saved {save}", file=sys.stderr)
     if as_json:
         content = {
             "policy": segmenter.policy,

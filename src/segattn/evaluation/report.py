@@ -1,0 +1,150 @@
+"""One self-contained HTML page from the results of the two-arm experiment (`segattn.demo.experiment`)."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segattn.errors import SegmentAttentionError
+from segattn.evaluation.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, svg
+
+__all__ = ["ReportError", "write_report"]
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_MASKS = ("causal", "segments")
+_NEEDED = ("settings", "arms", "matrix", "comparisons", "chance", "example", "environment", "seconds")
+
+
+class ReportError(SegmentAttentionError, ValueError):
+    """Results that a report cannot be written from."""
+
+
+def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the page; it appears when it is complete. Pictures are inline, nothing is loaded from elsewhere.
+
+    Args:
+        results: what `segattn.demo.experiment.run_experiment` returns.
+        path: the HTML file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ReportError: the results are not complete.
+    """
+    missing = [name for name in _NEEDED if name not in results]
+    if missing:
+        raise ReportError(
+            f"the results lack {', '.join(missing)}; expected those of a finished run. Run `segattn demo` again: it "
+            "goes on where it was"
+        )
+    page = _render(_content(results))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def _render(content: dict[str, Any]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
+
+
+def _content(results: Mapping[str, Any]) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    settings, matrix = results["settings"], results["matrix"]
+    example, curves = results["example"], {arm: results["arms"][arm]["curve"] for arm in results["arms"]}
+    accuracies = {name: {mask: row[mask]["accuracy"]["value"] for mask in _MASKS} for name, row in matrix.items()}
+    task = f"stories, {settings['difficulty']}" if settings["data"] is None else Path(settings["data"]).name
+    return {
+        "title": "Causal against segment attention",
+        "subtitle": f"{settings['model']}, {task}, {settings['steps']} steps of {settings['batch_size']} samples, "
+        f"seed {settings['seed']}: one run of each arm",
+        "findings": _findings(results),
+        "size": len(matrix["base"]["causal"]["correct"]),
+        "chance": results["chance"],
+        "matrix": [_matrix_row(name, row) for name, row in matrix.items()],
+        "matrix_picture": Markup(svg(draw_mismatch_matrix(accuracies))),
+        "comparisons": [_comparison_row(one) for one in results["comparisons"]],
+        "baselines": results.get("baselines"),
+        "arms": list(curves),
+        "curve_rows": _curve_rows(curves),
+        "curves_picture": Markup(svg(draw_learning_curves(curves))),
+        "mask_picture": Markup(svg(draw_mask(example["segment_ids"], example["tokens"]))),
+        "reading": _reading(settings),
+        "settings": {name: "story worlds" if value is None else value for name, value in settings.items()},
+        "environment": results["environment"],
+        "seconds": results["seconds"],
+        "command": "segattn demo " + " ".join(_flags(settings)),
+    }
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    """The options of `segattn demo` that give these settings (those it has; the others have their defaults)."""
+    names = {
+        "model": "model", "data": "data", "difficulty": "difficulty", "steps": "steps", "batch-size": "batch_size",
+        "opening-steps": "opening_steps", "samples": "matrix_samples", "seed": "seed",
+    }  # fmt: skip
+    return [f"--{flag} {settings[name]}" for flag, name in names.items() if settings[name] is not None]
+
+
+def _matrix_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    cells = [
+        {"text": _interval(row[mask][measure]), "own": name == mask}
+        for measure in ("accuracy", "loss")
+        for mask in _MASKS
+    ]
+    return {"name": "not tuned" if name == "base" else f"tuned {name}", "cells": cells}
+
+
+def _interval(interval: Mapping[str, float]) -> str:
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def _comparison_row(comparison: Mapping[str, Any]) -> dict[str, str]:
+    difference, p_value = comparison["difference"], comparison["p_value"]
+    return {
+        **{name: comparison[name] for name in ("first", "second", "measure", "verdict")},
+        "difference": f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})",
+        "p": "" if p_value is None else f"{p_value:.2g}",
+    }
+
+
+def _curve_rows(curves: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    by_step = {arm: {point["step"]: point["loss"] for point in points} for arm, points in curves.items()}
+    steps = sorted({step for points in by_step.values() for step in points})
+    return [
+        {"step": step, "losses": [f"{losses.get(step, math.nan):.4f}" for losses in by_step.values()]} for step in steps
+    ]
+
+
+def _findings(results: Mapping[str, Any]) -> list[str]:
+    """Say in words what the comparisons show, whichever arm it favors; the first two compare the arms."""
+    lines = []
+    for comparison in results["comparisons"]:
+        first, second, measure = comparison["first"], comparison["second"], comparison["measure"]
+        difference = comparison["difference"]
+        size = f"{difference['value']:+.3f}, 95 % interval {difference['low']:+.3f} to {difference['high']:+.3f}"
+        if not comparison["shown"]:
+            lines.append(f"{measure}: no difference shown between [{first}] and [{second}] ({size}).")
+            continue
+        better = difference["value"] > 0 if measure == "accuracy" else difference["value"] < 0
+        lines.append(f"{measure}: [{first}] is {'better' if better else 'worse'} than [{second}] ({size}).")
+    return lines
+
+
+def _reading(settings: Mapping[str, Any]) -> str:
+    return (
+        f"One run of each arm, one seed, {settings['steps']} steps: the intervals speak of other samples of the same "
+        "kind, not of other seeds, and two runs that differ only in their seed can lie further apart than the two arms "
+        "do here. A small model, tuned for minutes on one narrow task, can show that it learns under either mask, how "
+        "fast, and what happens when it is run under the mask it was not tuned for. It cannot show whether segment "
+        "attention helps a larger model on tasks of general knowledge; the method's authors report gains for models of "
+        "1B parameters and more (arXiv 2412.18487)."
+    )

@@ -1,0 +1,98 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from evaluation.results import made_up_results
+from segattn.evaluation.report import ReportError, write_report
+
+
+class Page(HTMLParser):
+    """Collects what a reader would see, and what a browser would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells, self.tags, self.loads, self.texts = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in ("meta", "link", "br", "use", "path", "rect"):
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+                self.loads.append(value)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+@pytest.fixture
+def page(tmp_path):
+    parsed = Page()
+    parsed.source = write_report(made_up_results(), tmp_path / "report.html").read_text()
+    parsed.feed(parsed.source)
+    return parsed
+
+
+def test_the_tables_hold_the_figures(page):
+    assert page.cells.count("0.875 (0.825 to 0.925)") == 3
+    assert "+0.010 (-0.040 to +0.060)" in page.cells
+    assert "no difference shown" in page.cells
+    assert "0.0625" in page.cells
+    assert "0.339" in page.cells
+
+
+def test_findings_say_what_is_shown_and_what_is_not(page):
+    text = " ".join(page.texts)
+    assert "accuracy: no difference shown between" in text
+    # A lower loss is better: first minus second is negative.
+    assert "loss: [tuned causal, run causal] is better than [tuned causal, run segments]" in text
+
+
+def test_the_page_loads_nothing_from_elsewhere(page):
+    assert page.loads == []
+    assert not re.search(r"@import|url\((?!#)", page.source)
+    assert page.tags.count("svg") == 3
+
+
+def test_data_is_escaped_everywhere(page):
+    assert "script" not in page.tags
+    assert "<script>alert" not in page.source
+
+
+def test_light_dark_and_print(page):
+    assert "prefers-color-scheme: dark" in page.source
+    assert "@media print" in page.source
+    assert "currentColor" in page.source
+
+
+def test_every_table_says_what_it_is(page):
+    assert page.tags.count("caption") == page.tags.count("table")
+
+
+def test_unfinished_results_are_refused_and_keep_the_old_page(tmp_path):
+    write_report(made_up_results(), tmp_path / "report.html")
+    before = (tmp_path / "report.html").read_text()
+    unfinished = made_up_results()
+    del unfinished["comparisons"]
+    with pytest.raises(ReportError, match="lack comparisons"):
+        write_report(unfinished, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_data_of_ones_own_has_no_baselines(tmp_path):
+    results = made_up_results()
+    del results["baselines"]
+    results["settings"] = {**results["settings"], "data": "some/where/banking77"}
+    text = write_report(results, tmp_path / "report.html").read_text()
+    assert "smollm2, banking77, 20 steps" in text
+    assert "position of an answer" not in text
