@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from segattn.data import DataError, load_samples
+from segattn.data import DataError, has_split, load_samples
 
 
 def write(path, rows):
@@ -137,3 +137,13 @@ def test_a_hub_data_set_without_the_split_says_what_it_has(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args: ["extra"])
     with pytest.raises(DataError, match=r"no dev split; it has \['extra'\]"):
         load_samples("owner/name", "dev")
+
+
+def test_which_data_has_a_dev_split_of_its_own(tmp_path, hub):
+    write(tmp_path / "tasks" / "a" / "dev.jsonl", completions("A"))
+    single = write(tmp_path / "other" / "one.jsonl", completions("1"))
+    assert has_split(tmp_path / "tasks", "dev")
+    assert not has_split(tmp_path / "tasks", "train")
+    assert not has_split(tmp_path / "other", "dev")
+    assert not has_split(single, "dev")
+    assert has_split("owner/reading", "dev")

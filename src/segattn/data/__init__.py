@@ -1,7 +1,7 @@
 """Chats as training and test data: samples, the formats they come in, and their tokens, labels and segments."""
 
 from segattn.data.encoding import EncodedPrompt, EncodedSample, Encoder
-from segattn.data.loading import Split, load_samples
+from segattn.data.loading import Split, has_split, load_samples
 from segattn.data.padding import pad_rows
 from segattn.data.samples import DataError, Message, Sample
 
@@ -13,6 +13,7 @@ __all__ = [
     "Message",
     "Sample",
     "Split",
+    "has_split",
     "load_samples",
     "pad_rows",
 ]

@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from segattn.data.formats import FORMATS, Format, complete_intents, format_of, read_row
 from segattn.data.samples import DataError, Sample
 
-__all__ = ["Split", "load_samples"]
+__all__ = ["Split", "has_split", "load_samples"]
 
 Split = Literal["train", "dev"]
 
@@ -45,6 +46,21 @@ def load_samples(source: str | os.PathLike[str], split: Split = "train") -> list
             f"{text} does not exist; expected a .jsonl file, a folder of them, or a hub data set owner/name"
         )
     return _read_hub(text, split)
+
+
+def has_split(source: str | os.PathLike[str], split: Split) -> bool:
+    """Tell whether data has files (or, on the hub, a split) of its own for a split; a single file has none.
+
+    Raises:
+        DataError: the hub data set cannot be looked up.
+    """
+    path = Path(source)
+    if path.is_dir():
+        folders = [path, *(sub for sub in path.iterdir() if sub.is_dir())]
+        return any(_split_file(folder, split) is not None for folder in folders)
+    if path.exists():
+        return False
+    return any(name in _hub_splits(os.fspath(source)) for name in SPLIT_NAMES[split])
 
 
 def _is_split_file(path: Path) -> bool:
@@ -110,21 +126,35 @@ def _read_rows(rows: Iterable[tuple[int, Any]], task: str, where: Any) -> tuple[
     return samples, expected
 
 
-def _read_hub(name: str, split: Split) -> list[Sample]:
-    from datasets import get_dataset_split_names, load_dataset
+def _hub_splits(name: str) -> list[str]:
+    from datasets import get_dataset_split_names
 
     identifier, _, configuration = name.partition(":")
+    with _hub_errors(name):
+        return [str(split) for split in get_dataset_split_names(identifier, configuration or None)]
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
     try:
-        available = get_dataset_split_names(identifier, configuration or None)
-        chosen = next((candidate for candidate in SPLIT_NAMES[split] if candidate in available), None)
-        rows = None if chosen is None else load_dataset(identifier, configuration or None, split=chosen)
+        yield
     except Exception as error:  # datasets raises many kinds: offline, missing, gated, several configurations
         raise DataError(
             f"{name!r} is no file or folder here, and loading it from the hub failed: {error}. Expected a path, or a "
             "hub data set owner/name[:configuration]; without a network, download the data and pass its path"
         ) from error
-    if rows is None:
+
+
+def _read_hub(name: str, split: Split) -> list[Sample]:
+    from datasets import load_dataset
+
+    identifier, _, configuration = name.partition(":")
+    available = _hub_splits(name)
+    chosen = next((candidate for candidate in SPLIT_NAMES[split] if candidate in available), None)
+    if chosen is None:
         raise DataError(f"{name} has no {split} split; it has {available}, expected one of {SPLIT_NAMES[split]}")
+    with _hub_errors(name):
+        rows = load_dataset(identifier, configuration or None, split=chosen)
     samples, found = _read_rows(enumerate(rows, 1), identifier.split("/")[-1], lambda number: f"{name}, row {number}")
     if not samples:
         raise DataError(f"{name} holds no rows in its split {chosen}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from segattn.data import DataError, EncodedSample, Encoder, Sample, load_samples
+from segattn.data import DataError, EncodedSample, Encoder, Sample, has_split, load_samples
 from segattn.errors import LabelLeakError
 from segattn.segments import check_labels
 
@@ -75,14 +75,9 @@ def held_out_samples(source: str | None, data: str | os.PathLike[str] | None, *,
     Raises:
         DataError: `source` cannot be read.
     """
-    if limit == 0 or (source is None and data is None):
+    if source is None and data is not None and has_split(data, "dev"):
+        source = os.fspath(data)
+    if limit == 0 or source is None:
         return []
-    try:
-        samples = load_samples(source if source is not None else data, "dev")  # type: ignore[arg-type]
-    except DataError:
-        if source is not None:
-            raise
-        return []
-    if source is None and samples == load_samples(data, "train"):  # type: ignore[arg-type]
-        return []  # one file serves both splits: nothing is held out
+    samples = load_samples(source, "dev")
     return samples if len(samples) <= limit else random.Random(seed).sample(samples, limit)
