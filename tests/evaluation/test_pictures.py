@@ -1,6 +1,10 @@
+import re
+from xml.etree import ElementTree
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import segattn
 from oracle import may_see
@@ -27,7 +31,30 @@ def test_the_mask_picture_shows_the_rule(row):
 def test_tokens_become_labels_with_visible_white_space():
     figure = draw_mask([0, 0, -1], ["a b", "$x$\n", "a very long piece of text"])
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert labels == ["a·b", r"\$x\$⏎", "a·very·long·p…"]
+    assert labels == ["a·b", "$x$⏎", "a·very·long·p…"]
+    assert not any(label.get_parse_math() for label in figure.axes[0].get_xticklabels())
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=5))
+@example(["日本", "\x00\x1b[0m", "\ud800", "<b>&", "\\$_{", "$", "\u202e"])
+def test_any_token_text_gives_well_formed_svg(tokens):
+    root = ElementTree.fromstring(svg(draw_mask([0] * len(tokens), tokens), "a mask"))
+    shown = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    labels = [token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") for token in tokens]
+    for label in labels:
+        if label.isascii() and label.isprintable() and label.strip():
+            assert label in shown
+
+
+def test_what_the_font_lacks_becomes_a_box():
+    figure = draw_mask([0, 0], ["a日b", "\x00"])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a□b", "□"]
+
+
+@pytest.mark.parametrize("length", [80, 800])
+def test_a_mask_stays_small_enough_for_a_page(length):
+    assert len(svg(draw_mask([0] * (length - 20) + [-1] * 20), "a mask")) < 200_000
 
 
 def test_a_tensor_of_one_row_and_many_tokens(tmp_path):
@@ -71,7 +98,20 @@ def test_the_matrix_shows_every_value():
 
 
 def test_inline_svg_takes_the_color_of_the_page_and_is_the_same_each_time():
-    first, second = (svg(draw_mask([0, 0, -1])) for _ in range(2))
+    first, second = (svg(draw_mask([0, 0, -1]), "a mask") for _ in range(2))
     assert first == second
     assert first.startswith("<svg")
     assert "currentColor" in first
+
+
+def test_pictures_on_one_page_share_no_ids_and_find_their_own():
+    curves = {"causal": [{"step": 0, "loss": 2.0}, {"step": 5, "loss": 0.5}]}
+    texts = [svg(draw_mask([0, 0, -1]), "one"), svg(draw_learning_curves(curves), 'two "<quoted>"')]
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in texts]
+    assert not ids[0] & ids[1]
+    for text, own in zip(texts, ids, strict=True):
+        used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
+        assert used
+        assert {name for pair in used for name in pair if name} <= own
+    root = ElementTree.fromstring(texts[1])
+    assert (root.get("role"), root.get("aria-label")) == ("img", 'two "<quoted>"')

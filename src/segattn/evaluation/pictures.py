@@ -3,8 +3,12 @@
 Each function returns a matplotlib Figure; `save` writes it to a file, `svg` gives inline SVG for a page.
 """
 
+import functools
+import html
 import io
 import os
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +63,7 @@ def draw_mask(
     axes.pcolormesh(
         cells.numpy(), cmap=ListedColormap(colors), vmin=0, vmax=2, edgecolors="#ffffff55",
         linewidth=0.3 if length <= MOST_LABELS else 0,
+        rasterized=True,  # in SVG each cell would be a path: 1.7 MB for 80 tokens, 126 MB for 800
     )  # fmt: skip
     axes.set_aspect("equal")
     axes.invert_yaxis()
@@ -87,14 +92,24 @@ def _label_tokens(axes: Any, length: int, tokens: Sequence[str] | None) -> None:
     if tokens is None and length > 20:
         places, names = places[::10], names[::10]
     centers = [place + 0.5 for place in places]
-    axes.set_xticks(centers, names, rotation=90, fontsize=6)
-    axes.set_yticks(centers, names, fontsize=6)
+    # Without math, or two dollars in a token would be read as a formula.
+    axes.set_xticks(centers, names, rotation=90, fontsize=6, parse_math=False)
+    axes.set_yticks(centers, names, fontsize=6, parse_math=False)
 
 
 def _visible(token: str) -> str:
-    """Make white space seen, keep a label short, and keep matplotlib from reading dollars as formulas."""
-    text = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("$", r"\$")
+    """Make white space seen, keep a label short, and put a box for what the font cannot draw (as fonts do)."""
+    text = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    text = "".join(char if char.isprintable() and ord(char) in _drawable() else "□" for char in text)
     return text if len(text) <= 14 else text[:13] + "…"
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    """The characters of the font that matplotlib draws labels in."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("")).get_charmap())
 
 
 def draw_learning_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], chance: float | None = None) -> "Figure":
@@ -166,12 +181,20 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def svg(figure: "Figure") -> str:
-    """Return a figure as an inline SVG element whose text and frames take the page's text color."""
+def svg(figure: "Figure", description: str) -> str:
+    """Return a figure as an inline SVG element whose text and frames take the page's text color.
+
+    Args:
+        figure: its ids become unique, so that a page can hold several.
+        description: what a screen reader says in its place.
+    """
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "segattn"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True, dpi=200, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    prefix = f"p{zlib.crc32(text.encode()):08x}-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -70,13 +70,15 @@ def _content(results: Mapping[str, Any]) -> dict[str, Any]:
         "size": len(matrix["base"]["causal"]["correct"]),
         "chance": results["chance"],
         "matrix": [_matrix_row(name, row) for name, row in matrix.items()],
-        "matrix_picture": Markup(svg(draw_mismatch_matrix(accuracies))),
+        "matrix_picture": Markup(svg(draw_mismatch_matrix(accuracies), "The accuracies of the table above as colors")),
         "comparisons": [_comparison_row(one) for one in results["comparisons"]],
         "baselines": results.get("baselines"),
         "arms": list(curves),
         "curve_rows": _curve_rows(curves),
-        "curves_picture": Markup(svg(draw_learning_curves(curves))),
-        "mask_picture": Markup(svg(draw_mask(example["segment_ids"], example["tokens"]))),
+        "curves_picture": Markup(svg(draw_learning_curves(curves), "Held-out loss against steps, in numbers below")),
+        "mask_picture": Markup(
+            svg(draw_mask(example["segment_ids"], example["tokens"]), "Which token of the example may attend to which")
+        ),
         "reading": _reading(settings),
         "settings": {name: "story worlds" if value is None else value for name, value in settings.items()},
         "environment": results["environment"],
