@@ -98,7 +98,6 @@ def test_the_causal_arm_is_plain_trl(tiny, tmp_path):
             use_cpu=True,
             disable_tqdm=True,
             seed=11,
-            activation_checkpointing=False,
             gradient_checkpointing=None,
             model_init_kwargs={"dtype": "float32"},
             dataset_kwargs={"skip_prepare_dataset": True},

@@ -45,7 +45,8 @@ def encode_dataset(
     dropped = len(encoded) - len(kept)
     if dropped and (too_long == "error" or not kept):
         longest = max(len(row.input_ids) for row in encoded)
-        first = next(sample for sample, row in zip(samples, encoded, strict=True) if row not in kept)
+        over = (len(row.input_ids) > (max_length or longest) for row in encoded)
+        first = next(sample for sample, long in zip(samples, over, strict=True) if long)
         raise DataError(
             f"{dropped} of {len(encoded)} samples are longer than max_length {max_length} (longest {longest} tokens, "
             f"first {first.task} {first.id}); raise --max_length, or leave them out with --too_long drop"
