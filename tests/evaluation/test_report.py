@@ -1,4 +1,5 @@
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
@@ -96,3 +97,16 @@ def test_data_of_ones_own_has_no_baselines(tmp_path):
     text = write_report(results, tmp_path / "report.html").read_text()
     assert "smollm2, banking77, 20 steps" in text
     assert "position of an answer" not in text
+
+
+def test_the_command_gives_the_same_settings_again(tmp_path):
+    results = made_up_results()
+    results["settings"] = {**results["settings"], "data": "my data/set"}
+    page = Page()
+    page.feed(write_report(results, tmp_path / "report.html").read_text())
+    command = next(text for text in page.texts if text.startswith("segattn demo"))
+    words = shlex.split(command)[2:]
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--model": "smollm2", "--data": "my data/set", "--difficulty": "easy", "--steps": "20", "--batch-size": "2",
+        "--opening-steps": "10", "--samples": "2", "--seed": "3",
+    }  # fmt: skip

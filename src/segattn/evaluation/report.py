@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _content(results: Mapping[str, Any]) -> dict[str, Any]:
         "settings": {name: "story worlds" if value is None else value for name, value in settings.items()},
         "environment": results["environment"],
         "seconds": results["seconds"],
-        "command": "segattn demo " + " ".join(_flags(settings)),
+        "command": shlex.join(["segattn", "demo", *_flags(settings)]),
     }
 
 
@@ -93,7 +94,8 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
         "model": "model", "data": "data", "difficulty": "difficulty", "steps": "steps", "batch-size": "batch_size",
         "opening-steps": "opening_steps", "samples": "matrix_samples", "seed": "seed",
     }  # fmt: skip
-    return [f"--{flag} {settings[name]}" for flag, name in names.items() if settings[name] is not None]
+    given = {flag: settings[name] for flag, name in names.items() if settings[name] is not None}
+    return [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
 
 
 def _matrix_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
