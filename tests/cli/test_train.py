@@ -1,6 +1,8 @@
 """The train command: TRL's flags and ours, one clear line for what cannot be read."""
 
 import json
+import os
+import signal
 from dataclasses import fields
 
 import pytest
@@ -9,7 +11,7 @@ from typer.testing import CliRunner
 import segattn
 from segattn.cli.main import app
 from segattn.cli.train import COMMAND_HELP
-from segattn.training import TrainSettings
+from segattn.training import SegmentSFTTrainer, TrainSettings
 
 ROWS = [{"text": f"where is card {n}", "intent": f"card_{n % 3}"} for n in range(8)]
 
@@ -89,3 +91,17 @@ def test_help_names_every_flag_of_ours_and_all_flags_every_flag_of_trl():
     listed = run("--all-flags").output
     for flag in ("--per_device_train_batch_size", "--lora_target_modules", "--opening_steps", "--deepspeed"):
         assert flag in listed
+
+
+def test_a_stopped_run_says_so_and_is_no_success(checkpoints, data, tmp_path, monkeypatch):
+    training_step = SegmentSFTTrainer.training_step
+
+    def press_ctrl_c(self, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return training_step(self, *arguments, **options)
+
+    monkeypatch.setattr(SegmentSFTTrainer, "training_step", press_ctrl_c)
+    result = run("--model", checkpoints / "base", "--data", data, "--output_dir", tmp_path / "out", *QUICK)
+    assert result.exit_code == 130
+    assert "stopped early: 1 steps" in result.stdout
+    assert (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").is_file()

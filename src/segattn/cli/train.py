@@ -65,11 +65,14 @@ def command(
         result = train(settings, sft, model)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
-        return
-    for point in result.curve:
-        print(f"held-out answer loss after step {point.step}: {point.loss:.4f}")
-    print(f"{result.steps} steps on {result.samples} samples in {result.seconds['train']:.0f} s; saved to")
-    print(result.output_dir)
+    else:
+        for point in result.curve:
+            print(f"held-out answer loss after step {point.step}: {point.loss:.4f}")
+        how = "stopped early: " if result.interrupted else ""
+        print(f"{how}{result.steps} steps on {result.samples} samples in {result.seconds['train']:.0f} s; saved to")
+        print(result.output_dir)
+    if result.interrupted:
+        raise typer.Exit(130)  # so that `segattn train && segattn eval` does not go on with half a model
 
 
 def _parse(parser: Any, arguments: list[str]) -> Any:

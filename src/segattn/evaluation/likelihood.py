@@ -107,13 +107,16 @@ def _batches(order: Sequence[int], prompts: Sequence[EncodedPrompt], batch_size:
 
 def _score_batch(model: Any, fill: int, prompts: Sequence[EncodedPrompt], batch_size: int) -> list[list[float]]:
     prefill = _Prefill(model, fill, prompts)
-    rows = [(number, answer) for number, prompt in enumerate(prompts) for answer in prompt.answers]
-    scores: list[list[float]] = [[] for _ in prompts]
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        last = start + batch_size >= len(rows)
-        for (number, _), value in zip(chunk, prefill.score(chunk, keep_cache=not last), strict=True):
-            scores[number].append(value)
+    places = [(number, place) for number, prompt in enumerate(prompts) for place in range(len(prompt.answers))]
+    # Answers of similar length together: less padding.
+    places.sort(key=lambda found: len(prompts[found[0]].answers[found[1]]))
+    scores = [[0.0] * len(prompt.answers) for prompt in prompts]
+    for start in range(0, len(places), batch_size):
+        chunk = places[start : start + batch_size]
+        rows = [(number, prompts[number].answers[place]) for number, place in chunk]
+        last = start + batch_size >= len(places)
+        for (number, place), value in zip(chunk, prefill.score(rows, keep_cache=not last), strict=True):
+            scores[number][place] = value
     return scores
 
 
