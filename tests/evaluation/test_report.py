@@ -53,9 +53,10 @@ def test_the_tables_hold_the_figures(page):
 
 def test_findings_say_what_is_shown_and_what_is_not(page):
     text = " ".join(page.texts)
-    assert "accuracy: no difference shown between" in text
+    arms = "[tuned segments, run segments] against [tuned causal, run causal]"
+    assert f"Accuracy, {arms}: no difference shown, +0.010 (-0.040 to +0.060)." in text
     # A lower loss is better: first minus second is negative.
-    assert "loss: [tuned causal, run causal] is better than [tuned causal, run segments]" in text
+    assert "Loss, [tuned causal, run causal] against [tuned causal, run segments]: better by -0.400" in text
 
 
 def test_the_page_loads_nothing_from_elsewhere(page):

@@ -75,6 +75,8 @@ def _print_summary(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from segattn.evaluation.report import findings
+
     size = len(results["matrix"]["base"]["causal"]["correct"])
     table = Table(title=f"accuracy on {size} held-out samples, 95 % interval (chance {results['chance']:.2f})")
     for heading in ("model", "run causally", "run with segments"):
@@ -84,14 +86,8 @@ def _print_summary(results: dict[str, Any]) -> None:
         table.add_row(name, *(_accuracy(row[attention]["accuracy"]) for attention in ("causal", "segments")))
     console = Console()
     console.print(table)
-    for comparison in results["comparisons"][:2]:
-        difference = comparison["difference"]
-        console.print(
-            f"{comparison['first']} against {comparison['second']}, {comparison['measure']}: "
-            f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f}), "
-            f"{comparison['verdict']}",
-            highlight=False,
-        )
+    for line in findings(results)[:2]:
+        console.print(line, highlight=False, markup=False)
     console.print(f"{results['seconds']['total']:.0f} seconds in all", highlight=False)
 
 

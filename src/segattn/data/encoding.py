@@ -139,9 +139,9 @@ def _added_special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def _tokenizer_of(segmenter: "Segmenter") -> Any:
-    if segmenter._tokenizer is None:
+    if segmenter.tokenizer is None:
         raise TemplateError(
             "this Segmenter has no tokenizer, it was read from a dict; expected one with which samples can be encoded: "
             "Segmenter.from_dict(data, tokenizer=tokenizer)"
         )
-    return segmenter._tokenizer
+    return segmenter.tokenizer

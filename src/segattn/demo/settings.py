@@ -32,16 +32,16 @@ class DemoSettings:
 
     model: str = "smollm2"
     data: str | None = None
-    difficulty: str = "medium"
-    steps: int = 100
+    difficulty: str = "easy"
+    steps: int = 80
     batch_size: int = 8
-    opening_steps: int = 50
+    opening_steps: int = 40
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     lora_rank: int = 32
     curve_samples: int = 72
     matrix_samples: int = 120
-    curve_points: int = 5
+    curve_points: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:

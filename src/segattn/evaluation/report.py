@@ -10,7 +10,7 @@ from typing import Any
 from segattn.errors import SegmentAttentionError
 from segattn.evaluation.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, svg
 
-__all__ = ["ReportError", "write_report"]
+__all__ = ["ReportError", "findings", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _MASKS = ("causal", "segments")
@@ -67,7 +67,7 @@ def _content(results: Mapping[str, Any]) -> dict[str, Any]:
         "title": "Causal against segment attention",
         "subtitle": f"{settings['model']}, {task}, {settings['steps']} steps of {settings['batch_size']} samples, "
         f"seed {settings['seed']}: one run of each arm",
-        "findings": _findings(results),
+        "findings": findings(results),
         "size": len(matrix["base"]["causal"]["correct"]),
         "chance": results["chance"],
         "matrix": [_matrix_row(name, row) for name, row in matrix.items()],
@@ -128,18 +128,24 @@ def _curve_rows(curves: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, An
     ]
 
 
-def _findings(results: Mapping[str, Any]) -> list[str]:
-    """Say in words what the comparisons show, whichever arm it favors; the first two compare the arms."""
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """Say in words what the comparisons show, whichever arm it favors; the first two compare the arms.
+
+    Args:
+        results: what `segattn.demo.experiment.run_experiment` returns.
+
+    Returns:
+        One sentence per comparison.
+    """
     lines = []
     for comparison in results["comparisons"]:
-        first, second, measure = comparison["first"], comparison["second"], comparison["measure"]
         difference = comparison["difference"]
-        size = f"{difference['value']:+.3f}, 95 % interval {difference['low']:+.3f} to {difference['high']:+.3f}"
-        if not comparison["shown"]:
-            lines.append(f"{measure}: no difference shown between [{first}] and [{second}] ({size}).")
-            continue
-        better = difference["value"] > 0 if measure == "accuracy" else difference["value"] < 0
-        lines.append(f"{measure}: [{first}] is {'better' if better else 'worse'} than [{second}] ({size}).")
+        size = f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+        higher_is_better = comparison["measure"] == "accuracy"
+        better = (difference["value"] > 0) == higher_is_better
+        verdict = f"{'better' if better else 'worse'} by" if comparison["shown"] else "no difference shown,"
+        measure = comparison["measure"].capitalize()
+        lines.append(f"{measure}, [{comparison['first']}] against [{comparison['second']}]: {verdict} {size}.")
     return lines
 
 

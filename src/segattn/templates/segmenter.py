@@ -150,6 +150,11 @@ class Segmenter:
         """Which messages are segments: "turns", "prefix" or "causal"."""
         return self._policy
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer it was made with; None for one that was read from a dict alone."""
+        return self._tokenizer
+
     def with_policy(self, policy: str) -> "Segmenter":
         """Return a segmenter of the same markers and another policy."""
         return Segmenter(
