@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluation.results import made_up_results
-from segattn.evaluation.report import ReportError, write_report
+from segattn.evaluation.report import ReportError, findings, write_report
 
 
 class Page(HTMLParser):
@@ -111,3 +111,26 @@ def test_the_command_gives_the_same_settings_again(tmp_path):
         "--model": "smollm2", "--data": "my data/set", "--difficulty": "easy", "--steps": "20", "--batch-size": "2",
         "--opening-steps": "10", "--samples": "2", "--seed": "3",
     }  # fmt: skip
+
+
+def test_small_losses_keep_their_digits(tmp_path):
+    results = made_up_results()
+    results["matrix"]["causal"]["causal"]["loss"] = {"value": 0.00031, "low": 0.00018, "high": 0.00052}
+    results["comparisons"][1]["difference"] = {"value": 0.0008, "low": 0.0002, "high": 0.0016}
+    page = Page()
+    page.feed(write_report(results, tmp_path / "report.html").read_text())
+    assert "0.0003 (0.0002 to 0.0005)" in page.cells
+    assert "+0.0008 (+0.0002 to +0.0016)" in page.cells
+
+
+def test_an_interval_without_width_is_not_sold_as_certainty():
+    results = made_up_results()
+    assert not any("no width" in line for line in findings(results))
+    results["comparisons"][0].update(difference={"value": 0.0, "low": 0.0, "high": 0.0}, samples=120, p_value=1.0)
+    line = findings(results)[0]
+    assert "no difference shown" in line
+    assert "same 120 samples" in line
+    assert "up to about 2.5 %" in line  # 3 / 120
+    # One right everywhere, the other nowhere: no width either, and quite another story.
+    results["comparisons"][0].update(difference={"value": 1.0, "low": 1.0, "high": 1.0}, shown=True)
+    assert "no width" not in findings(results)[0]

@@ -87,7 +87,7 @@ def _print_summary(results: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     for line in findings(results)[:2]:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{results['seconds']['total']:.0f} seconds in all", highlight=False)
 
 

@@ -14,6 +14,8 @@ __all__ = ["ReportError", "findings", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _MASKS = ("causal", "segments")
+# Losses of tuned models are small.
+_DECIMALS = {"accuracy": 3, "loss": 4}
 _NEEDED = ("settings", "arms", "matrix", "comparisons", "chance", "example", "environment", "seconds")
 
 
@@ -100,22 +102,23 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
 
 def _matrix_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     cells = [
-        {"text": _interval(row[mask][measure]), "own": name == mask}
+        {"text": _interval(row[mask][measure], _DECIMALS[measure]), "own": name == mask}
         for measure in ("accuracy", "loss")
         for mask in _MASKS
     ]
     return {"name": "not tuned" if name == "base" else f"tuned {name}", "cells": cells}
 
 
-def _interval(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+def _interval(interval: Mapping[str, float], decimals: int, sign: str = "") -> str:
+    value, low, high = (f"{interval[name]:{sign}.{decimals}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _comparison_row(comparison: Mapping[str, Any]) -> dict[str, str]:
     difference, p_value = comparison["difference"], comparison["p_value"]
     return {
         **{name: comparison[name] for name in ("first", "second", "measure", "verdict")},
-        "difference": f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})",
+        "difference": _interval(difference, _DECIMALS[comparison["measure"]], "+"),
         "p": "" if p_value is None else f"{p_value:.2g}",
     }
 
@@ -140,13 +143,27 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for comparison in results["comparisons"]:
         difference = comparison["difference"]
-        size = f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+        size = _interval(difference, _DECIMALS[comparison["measure"]], "+")
         higher_is_better = comparison["measure"] == "accuracy"
         better = (difference["value"] > 0) == higher_is_better
         verdict = f"{'better' if better else 'worse'} by" if comparison["shown"] else "no difference shown,"
         measure = comparison["measure"].capitalize()
-        lines.append(f"{measure}, [{comparison['first']}] against [{comparison['second']}]: {verdict} {size}.")
+        pair = f"[{comparison['first']}] against [{comparison['second']}]"
+        lines.append(f"{measure}, {pair}: {verdict} {size}.{_width(comparison)}")
     return lines
+
+
+def _width(comparison: Mapping[str, Any]) -> str:
+    """Say what an interval without width hides: two models that agree on every sample are not proven equal."""
+    difference = comparison["difference"]
+    if comparison["measure"] != "accuracy" or not difference["low"] == difference["high"] == 0:
+        return ""
+    # Rule of three: what was not seen once in n samples has a 95 % upper bound of about 3 / n.
+    unseen = min(1.0, 3 / comparison["samples"])
+    return (
+        f" Both are right and wrong on the same {comparison['samples']} samples, so the interval has no width; samples "
+        f"on which they differ could still be up to about {100 * unseen:.1f} % of all."
+    )
 
 
 def _reading(settings: Mapping[str, Any]) -> str:
