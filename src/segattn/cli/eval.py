@@ -40,15 +40,13 @@ def command(
     from segattn.data import DataError, load_samples
     from segattn.evaluation.run import evaluate, model_fingerprint
 
-    samples = _limited([sample for source in data for sample in load_samples(source, split)], limit)
-    if not samples:
+    if not (samples := _limited([sample for source in data for sample in load_samples(source, split)], limit)):
         raise DataError("there are no samples to score")
     loaded = load_chat_model(model, attention, dtype, device, _tell)
     network, segmenter = _enabled(loaded)
-    path = str(getattr(network, "name_or_path", model))
     settings = {
         "model": model,
-        "weights": model_fingerprint(model) or model_fingerprint(path),
+        "weights": model_fingerprint(model) or model_fingerprint(str(getattr(network, "name_or_path", model))),
         "dtype": str(network.dtype).removeprefix("torch."),
     }
     key = hashlib.sha256(json.dumps([settings, loaded.attention, segmenter.policy]).encode()).hexdigest()[:8]

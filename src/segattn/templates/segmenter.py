@@ -249,12 +249,8 @@ class Segmenter:
         many = _is_batch(conversation)
         chats = [_messages(chat) for chat in (conversation if many else [conversation])]
         inputs = {name: value for name, value in (("tools", tools), ("documents", documents)) if value is not None}
-        options = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            **kwargs,
-        }
-        rows = [self._conversations.ids(chat, inputs, options) for chat in chats]
+        kwargs.update(add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+        rows = [self._conversations.ids(chat, inputs, kwargs) for chat in chats]
         ids, mask = pad_rows(self._tokenizer, rows, padding, max_length, tokenizer_kwargs or {}, return_tensors)
         numbers = [iter(self._numbers(row)) for row in rows]
         segments = [[next(own) if real else CAUSAL for real in row] for row, own in zip(mask, numbers, strict=True)]
