@@ -1,4 +1,5 @@
-# Four verbs: demo, test (and test-all), lint, bench. Each makes the environment it needs in .venv.
+# Four verbs: demo, test (lint included; test-all adds the slow tests), lint, bench.
+# Each makes the environment it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,10 +19,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/segattn demo
 
-test: $(STAMP)
+test: lint
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP)
+test-all: lint
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(STAMP)
