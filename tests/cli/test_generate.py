@@ -129,6 +129,16 @@ def test_the_dtype_can_be_chosen(checkpoints):
     assert model.model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("built_in", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_not_emulated_unless_asked_for(tmp_path, monkeypatch, built_in, wanted):
+    from cli.tiny_chat import make_model
+
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr("segattn.pretrained.environment.cpu_computes_bfloat16", lambda: built_in)
+    assert load_chat_model(str(tmp_path), "auto", "auto", "cpu", print).model.dtype == wanted
+
+
 @pytest.mark.parametrize(("kind", "policy", "wanted"), [("causal", None, "causal"), ("causal", "prefix", "prefix")])
 def test_the_recorded_segmenter_is_taken_unless_another_is_asked_for(checkpoints, kind, policy, wanted):
     segmenter, _ = load_segmenter(str(checkpoints / kind), policy)

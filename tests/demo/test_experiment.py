@@ -155,3 +155,12 @@ def test_data_without_choices_is_refused(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="without choices"):
         demo_samples(settings_for("smollm2", data=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("built_in", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_dtype_is_the_one_that_the_processor_computes(monkeypatch, built_in, dtype):
+    monkeypatch.setattr("segattn.pretrained.environment.cpu_computes_bfloat16", lambda: built_in)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert DemoSettings().dtype == dtype
+    with pytest.raises(DataError, match="expected bfloat16 or float32"):
+        DemoSettings(dtype="float16")

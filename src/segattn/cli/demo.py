@@ -25,6 +25,10 @@ def command(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Held-out samples of the matrix.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the stories, their order and the adapters.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16 or float32. Default: bfloat16, unless the processor only emulates it."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of results, adapters and report.html.")] = Path("runs/demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever the folder holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -51,6 +55,7 @@ def command(
         "batch_size": batch_size,
         "matrix_samples": samples,
         "seed": seed,
+        "dtype": dtype,
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     halfway = chosen.get("steps", DemoSettings.steps) // 2

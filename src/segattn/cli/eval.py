@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from segattn.cli.loading import DTYPE_HELP, Dtype
+
 __all__ = ["command"]
 
 
@@ -23,7 +25,7 @@ def command(
     split: Annotated[Literal["train", "dev"], typer.Option(help="Which split of a folder or hub data set.")] = "dev",
     batch_size: Annotated[int, typer.Option(min=1, help="How many answers run at once.")] = 16,
     limit: Annotated[int, typer.Option(min=0, help="At most this many samples of each task; 0: all.")] = 0,
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Precision.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="Results file; default: one per run under runs/eval.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard results that are there already.")] = False,

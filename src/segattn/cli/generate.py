@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segattn.cli.loading import Attention, Dtype
+from segattn.cli.loading import DTYPE_HELP, Attention, Dtype
 
 __all__ = ["command"]
 
@@ -23,7 +23,7 @@ def command(
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Sample with this temperature.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1.0, help="Sample from this probability mass.")] = None,
     seed: Annotated[int, typer.Option(help="The seed of sampling.")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="auto: as the checkpoint was saved.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens, segments, text and timing as JSON.")] = False,
 ) -> None:

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from segattn.errors import SegmentAttentionError, TemplateError
 
-__all__ = ["AnswerError", "Attention", "ChatModel", "Dtype", "load_chat_model", "load_segmenter"]
+__all__ = ["DTYPE_HELP", "AnswerError", "Attention", "ChatModel", "Dtype", "load_chat_model", "load_segmenter"]
 
 Attention = Literal["auto", "segments", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+DTYPE_HELP = "auto: as the checkpoint was saved, but float32 where the processor would only emulate bfloat16."
 
 
 class AnswerError(SegmentAttentionError, ValueError):
@@ -86,16 +89,18 @@ def load_chat_model(
     Args:
         name: a folder, a hub id, or "smollm2".
         attention: "auto" takes segments where the checkpoint records a segmentation, and causal otherwise.
-        dtype: "auto" takes the checkpoint's own.
+        dtype: "auto" takes the checkpoint's own, or float32 where the processor would only emulate bfloat16.
         device: "auto", or what torch calls it.
         tell: receives a line where the choice deserves one.
 
     Raises:
         SegmentAttentionError: the model cannot be loaded, or cannot honour segments.
     """
+    import torch
     from transformers.utils import logging
 
     from segattn.pretrained import resolve_model
+    from segattn.pretrained.environment import cpu_computes_bfloat16
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -117,6 +122,8 @@ def load_chat_model(
             )
         if attention == "causal" and segmenter.policy != "causal":
             tell(f"Warning: {name} was tuned with segments; it runs causally because you asked for it")
+    if dtype == "auto" and target.type == "cpu" and model.dtype == torch.bfloat16 and not cpu_computes_bfloat16():
+        model = model.float()
     model = model.to(target).eval()
     chosen = attention
     if chosen == "auto":

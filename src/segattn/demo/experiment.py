@@ -149,11 +149,11 @@ def _train_arm(
             save_strategy="no",
             disable_tqdm=not sys.stderr.isatty(),
             seed=settings.seed,
-            bf16=False,  # the weights are bfloat16 already; autocast would add copies
+            bf16=False,  # the weights have their dtype already; autocast would add copies
         ),
         ModelSettings(
             model_name_or_path=model_path,
-            dtype="bfloat16",
+            dtype=settings.dtype,
             lora_r=settings.lora_rank,
             lora_alpha=2 * settings.lora_rank,
             # Dropout on the inputs of 210 adapters doubles a step's time on CPU, and no sample is seen twice.
@@ -179,7 +179,7 @@ def _evaluate(
 ) -> None:
     from segattn.evaluation import mean_interval, rank_choices, wilson_interval
 
-    model, segmenter = _load(tuned, model_path, output)
+    model, segmenter = _load(tuned, model_path, output, settings.dtype)
     for attention in ARMS:
         if attention in row:
             continue
@@ -202,16 +202,15 @@ def _evaluate(
         results.save()
 
 
-def _load(tuned: str, model_path: str, output: Path) -> tuple[Any, Any]:
+def _load(tuned: str, model_path: str, output: Path, dtype: str) -> tuple[Any, Any]:
     """Load a model, enabled; its segmenter follows turns, however it was tuned: the matrix runs both masks."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from segattn.modeling import enable
     from segattn.templates import Segmenter
 
     segmenter = Segmenter.from_tokenizer(AutoTokenizer.from_pretrained(model_path))
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
     if tuned != "base":
         from peft import PeftModel
 

@@ -1,7 +1,7 @@
 """What a demo run is told. Its defaults were chosen by measurement (docs/demo.md)."""
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from segattn.data import DataError, Sample, load_samples
@@ -28,6 +28,7 @@ class DemoSettings:
         matrix_samples: held-out samples of the mismatch matrix.
         curve_points: how often the curves are measured, step 0 not counted.
         seed: of the stories, the order of samples and the adapters' first weights.
+        dtype: of the model's weights; bfloat16 except on processors that would only emulate it.
     """
 
     model: str = "smollm2"
@@ -43,6 +44,7 @@ class DemoSettings:
     matrix_samples: int = 120
     curve_points: int = 8
     seed: int = 0
+    dtype: str = field(default_factory=lambda: "bfloat16" if _computes_bfloat16() else "float32")
 
     def __post_init__(self) -> None:
         smallest = {
@@ -54,6 +56,8 @@ class DemoSettings:
                 raise DataError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.learning_rate <= 0:
             raise DataError(f"learning_rate is {self.learning_rate}; expected a positive number")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise DataError(f"dtype is {self.dtype!r}; expected bfloat16 or float32")
         if self.data is None and self.difficulty not in DIFFICULTIES:
             raise DataError(f"difficulty is {self.difficulty!r}; expected one of {', '.join(DIFFICULTIES)}")
         if self.opening_steps > self.steps:
@@ -65,6 +69,14 @@ class DemoSettings:
     def to_dict(self) -> dict[str, str | int | float | None]:
         """Return the settings as JSON types."""
         return asdict(self)
+
+
+def _computes_bfloat16() -> bool:
+    import torch
+
+    from segattn.pretrained.environment import cpu_computes_bfloat16
+
+    return torch.accelerator.is_available() or cpu_computes_bfloat16()
 
 
 def demo_samples(settings: DemoSettings) -> tuple[list[Sample], list[Sample]]:

@@ -94,9 +94,9 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
     """The options of `segattn demo` that give these settings (those it has; the others have their defaults)."""
     names = {
         "model": "model", "data": "data", "difficulty": "difficulty", "steps": "steps", "batch-size": "batch_size",
-        "opening-steps": "opening_steps", "samples": "matrix_samples", "seed": "seed",
+        "opening-steps": "opening_steps", "samples": "matrix_samples", "seed": "seed", "dtype": "dtype",
     }  # fmt: skip
-    given = {flag: settings[name] for flag, name in names.items() if settings[name] is not None}
+    given = {flag: settings[name] for flag, name in names.items() if settings.get(name) is not None}
     return [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
 
 

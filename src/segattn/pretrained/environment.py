@@ -7,7 +7,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-__all__ = ["environment", "installed_version", "memory", "requirements"]
+__all__ = ["cpu_computes_bfloat16", "environment", "installed_version", "memory", "requirements"]
 
 _REPORTED = (
     "segattn",
@@ -86,6 +86,14 @@ def memory() -> tuple[int, int]:
         return total, total
     free = re.search(r"MemAvailable:\s+(\d+) kB", text)
     return total, int(free[1]) * 1024 if free else total
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; elsewhere it is emulated, several times slower than float32."""
+    import torch
+
+    names = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
+    return any(torch.cpu.get_capabilities().get(name, False) for name in names)
 
 
 def free_disk(folder: Path) -> int:

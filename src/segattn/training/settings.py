@@ -13,6 +13,7 @@ from trl import ModelConfig, SFTConfig
 
 from segattn.errors import UnsupportedModelError
 from segattn.modeling.families import ATTENTION_IMPLEMENTATIONS
+from segattn.pretrained.environment import cpu_computes_bfloat16
 
 __all__ = ["ModelSettings", "SFTSettings", "TrainSettings", "check_settings"]
 
@@ -92,14 +93,8 @@ class SFTSettings(SFTConfig):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # transformers refuses bf16 on a CPU that was not asked for
             if self.bf16 is None:
-                self.bf16 = not self.fp16 and _cpu_computes_bfloat16()
+                self.bf16 = not self.fp16 and cpu_computes_bfloat16()
         super().__post_init__()
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16; elsewhere it is emulated, and slower than float32."""
-    names = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
-    return any(torch.cpu.get_capabilities().get(name, False) for name in names)
 
 
 def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) -> None:
