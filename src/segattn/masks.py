@@ -25,24 +25,38 @@ from segattn.segments import check_segment_ids
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["MaskFunction", "block_mask", "mask_function", "segment_mask", "segment_overlay"]
+__all__ = ["MaskFunction", "block_mask", "mask_function", "open_segments", "segment_mask"]
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) index tensors that broadcast -> bool, as FlexAttention and transformers take it."""
 
 
-def segment_overlay(segment_ids_BK: Tensor, sliding_window: int | None = None) -> MaskFunction:
-    """Return the part of the rule that causal attention lacks: both tokens lie in one segment (and window).
+def open_segments(stock: MaskFunction, segment_ids_BK: Tensor) -> MaskFunction:
+    """Add to a causal mask function what the segment rule adds: keys ahead of the query, inside its segment.
 
-    OR this onto a causal mask function. `segment_ids_BK` covers every key, past ones included.
+    A key ahead is seen iff both tokens lie in one segment and `stock` allows the mirrored pair, i.e. lets the later of
+    the two see the earlier one. So a layer that is local stays local, whatever its pattern (window, chunks, documents).
+
+    Args:
+        stock: causal, maybe cut to a window, to chunks or to packed documents.
+        segment_ids_BK: covers every key, past ones included.
     """
 
-    def overlay(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+    def opened(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query_segment = segment_ids_BK[batch, query]
         same = (query_segment == segment_ids_BK[batch, key]) & (query_segment >= 0)
-        return same if sliding_window is None else same & ((query - key).abs() < sliding_window)
+        mirrored = stock(batch, head, torch.maximum(query, key), torch.minimum(query, key))
+        return stock(batch, head, query, key) | (same & mirrored)
 
-    return overlay
+    return opened
+
+
+def _causal(sliding_window: int | None) -> MaskFunction:
+    def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+        behind = key <= query
+        return behind if sliding_window is None else behind & (query - key < sliding_window)
+
+    return causal
 
 
 def mask_function(
@@ -53,13 +67,10 @@ def mask_function(
     Query i may attend to key j iff j is a real token of the same packed document and
     (j <= i or both lie in the same segment), cut to |i - j| < sliding_window where a layer has one.
     """
-    overlay = segment_overlay(segment_ids_BK, sliding_window)
+    opened = open_segments(_causal(sliding_window), segment_ids_BK)
 
     def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        causal = key <= query
-        if sliding_window is not None:
-            causal = causal & (query - key < sliding_window)
-        allowed = causal | overlay(batch, head, query, key)
+        allowed = opened(batch, head, query, key)
         if attention_mask_BK is None:
             return allowed
         key_document, query_document = attention_mask_BK[batch, key], attention_mask_BK[batch, query]

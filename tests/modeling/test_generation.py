@@ -140,7 +140,7 @@ def test_decoding_builds_no_segment_mask(monkeypatch):
     from segattn.modeling import masking
 
     built = []
-    stock = masking.segment_overlay
-    monkeypatch.setattr(masking, "segment_overlay", lambda *a: built.append(a) or stock(*a))
+    stock = masking.open_segments
+    monkeypatch.setattr(masking, "open_segments", lambda *a: built.append(a) or stock(*a))
     generate("llama", "sdpa", tokens(), ROWS, **GREEDY)
     assert len(built) == 1

@@ -1,9 +1,6 @@
 """Switch a loaded model to segment attention, in place and reversibly."""
 
 import copy
-import functools
-import inspect
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,40 +8,44 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling import masking
-from segattn.modeling.families import backbone_of, check_supported, pretrained_model_of
-from segattn.modeling.state import SegmentState, call_arguments, clear_on_exit
+from segattn.modeling.families import backbone_of, check_backend, known_status, pretrained_model_of
+from segattn.modeling.hooks import BeginPass, EndPass, parameter_names
+from segattn.modeling.state import SegmentState
+from segattn.modeling.verdict import ProbeInput, Verdict, causal_output, judge, probe_input
 from segattn.modeling.wrapping import enabled_class, stock_class
 
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
 
-__all__ = ["CONFIG_KEY", "causal", "disable", "enable", "is_enabled", "segmenter_of", "set_opening"]
+__all__ = ["CONFIG_KEY", "causal", "disable", "enable", "is_enabled", "probe", "segmenter_of", "set_opening"]
 
 CONFIG_KEY = "segment_attention"
 """Where config.json records the segmentation of a checkpoint."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_serial = itertools.count()
 
-
-def enable(model: Model, segmenter: "Segmenter | None" = None) -> Model:
+def enable(model: Model, segmenter: "Segmenter | None" = None, *, allow_partial: bool = False) -> Model:
     """Make a decoder follow segment ids, in place.
 
     Afterwards `model(...)` and `model.generate(...)` take `segment_ids` (batch, past + new tokens). With a segmenter
     they may be left out: they are derived from the token ids. Without one, a prefill that leaves them out is an error.
     Enabling an enabled model replaces its segmenter, if one is given.
 
+    A class that is not in the verified table (docs/families.md), of another transformers release, or with patched
+    methods is probed first: a few forward passes over ten tokens show what each layer really sees.
+
     Args:
         model: a transformers causal language model, bare or wrapped by PEFT or torch.compile.
         segmenter: turns token ids into segment ids; see `segattn.Segmenter`.
+        allow_partial: accept a hybrid whose attention layers follow segments and whose recurrent layers cannot.
 
     Returns:
         The same object.
 
     Raises:
-        UnsupportedModelError: a family, attention backend or PEFT method that cannot honour segments.
+        UnsupportedModelError: a family, attention backend or PEFT method that cannot honour segments; where a layer
+            does not follow them, the message names it.
         SegmentError: `segmenter` is not a Segmenter.
     """
     if segmenter is not None and not hasattr(segmenter, "segment_ids"):
@@ -55,7 +56,7 @@ def enable(model: Model, segmenter: "Segmenter | None" = None) -> Model:
     inner = pretrained_model_of(model)
     state = _state_of(inner)
     if state is None:
-        state = _install(model, inner, segmenter)
+        state = _install_checked(model, inner, segmenter, allow_partial)
     elif segmenter is not None:
         state.segmenter = segmenter
     inner.config.segment_attention = {
@@ -75,7 +76,7 @@ def disable(model: Model) -> Model:
         model.__class__ = stock_class(type(model))
     if state is None:
         return model
-    _uninstall(inner, state)
+    _uninstall(inner)
     return model
 
 
@@ -97,15 +98,13 @@ def segmenter_of(model: nn.Module) -> "Segmenter | None":
 def causal(model: nn.Module) -> Iterator[None]:
     """Run an enabled model causally on purpose; segment ids given inside the block are ignored.
 
+    Other threads are not affected, unless the model is compiled.
+
     Raises:
         UnsupportedModelError: the model is not enabled.
     """
-    state = _require_state(model)
-    state.causal_depth += 1
-    try:
+    with _require_state(model).causal():
         yield
-    finally:
-        state.causal_depth -= 1
 
 
 def set_opening(model: nn.Module, bias: float | None) -> None:
@@ -138,25 +137,87 @@ def _require_state(model: nn.Module) -> SegmentState:
     return state
 
 
+def probe(model: nn.Module, length: int = 10) -> Verdict:
+    """Look what each layer of a model really sees, whatever the verified table says of its class.
+
+    Args:
+        model: enabled or not; it is left as it was.
+        length: of the text that is run, in tokens; to see a layer's window it must be longer than the window.
+
+    Raises:
+        UnsupportedModelError: no transformers model, or an attention backend that drops the mask.
+    """
+    inner = pretrained_model_of(model)
+    given = probe_input(inner, length)
+    if is_enabled(model):
+        with causal(model):
+            stock_output = causal_output(inner, given)
+        return judge(inner, stock_output, given)
+    return _probe_installed(model, inner, None, given)[1]
+
+
+def _install_checked(model: nn.Module, inner: Any, segmenter: "Segmenter | None", allow_partial: bool) -> SegmentState:
+    """Install on a class that is verified or passes the probe.
+
+    Raises:
+        UnsupportedModelError: refused, or partial and not allowed to be.
+    """
+    name, status = type(inner).__name__, known_status(inner, check_backend(inner))
+    if status is None:
+        state, verdict = _probe_installed(model, inner, segmenter, probe_input(inner), keep=("exact", "partial"))
+        status, reason = verdict.status, verdict.reason
+    else:
+        state, reason = _install(model, inner, segmenter), "its recurrent layers run from left to right"
+    if status == "refused":
+        raise UnsupportedModelError(f"{name} cannot honour segments: {reason}")
+    if status == "partial" and not allow_partial:
+        _uninstall(inner)
+        raise UnsupportedModelError(
+            f"{name} is a hybrid: its attention layers can follow segments, but {reason}. Call "
+            "segattn.enable(model, segmenter, allow_partial=True) if that is what you want"
+        )
+    return state
+
+
+def _probe_installed(
+    model: nn.Module, inner: Any, segmenter: "Segmenter | None", given: ProbeInput, keep: tuple[str, ...] = ()
+) -> tuple[SegmentState, Verdict]:
+    """Install, judge, and take it all back unless the verdict is one of `keep`."""
+    try:
+        stock_output = causal_output(inner, given)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} cannot be run on a short text, so whether it follows segments cannot be checked "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    state = _install(model, inner, segmenter)
+    verdict = Verdict("refused", "the probe was interrupted", ())
+    try:
+        verdict = judge(inner, stock_output, given)
+    finally:
+        if verdict.status not in keep:
+            _uninstall(inner)
+    return state, verdict
+
+
 def _install(model: nn.Module, inner: Any, segmenter: "Segmenter | None") -> SegmentState:
-    base = check_supported(inner)
-    state = SegmentState(base, f"segattn_{base}_{next(_serial)}", segmenter)
-    masking.register(state)
+    state = SegmentState(check_backend(inner), segmenter)
+    backbone = backbone_of(inner)
     # Other models may share this config object: give this one its own before changing it.
-    stock_configs = _replace_configs(model, inner)
-    inner.config._attn_implementation = state.implementation
+    stock_configs = _replace_configs(model, inner, backbone, state.implementation)
     handles = []
-    for module in _captured_modules(inner):
-        capture = functools.partial(_capture, state, inspect.signature(stock_class(type(module)).forward))
-        handles.append(module.register_forward_pre_hook(capture, with_kwargs=True, prepend=True))
-        handles.append(module.register_forward_hook(clear_on_exit(state), always_call=True))
+    # Trainers call what lies under the head; a model with a vision tower has another whole model between.
+    for depth, module in enumerate(dict.fromkeys((inner, inner.base_model, backbone))):
+        begin = BeginPass(state, parameter_names(stock_class(type(module)).forward), depth)
+        handles.append(module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True))
+        handles.append(module.register_forward_hook(EndPass(), always_call=True))
     inner.__dict__["_segattn_state"] = state
     inner.__dict__["_segattn_undo"] = (stock_configs, handles)
     inner.__class__ = enabled_class(type(inner))
     return state
 
 
-def _uninstall(inner: Any, state: SegmentState) -> None:
+def _uninstall(inner: Any) -> None:
     stock_configs, handles = inner.__dict__.pop("_segattn_undo")
     del inner.__dict__["_segattn_state"]
     for handle in handles:
@@ -164,29 +225,26 @@ def _uninstall(inner: Any, state: SegmentState) -> None:
     for module, config in stock_configs:
         module.config = config
     inner.__class__ = stock_class(type(inner))
-    masking.unregister(state)
 
 
-def _captured_modules(inner: Any) -> list[nn.Module]:
-    backbone = backbone_of(inner)
-    return [inner] if backbone is inner else [inner, backbone]
+def _replace_configs(model: nn.Module, inner: Any, backbone: Any, implementation: str) -> list[tuple[nn.Module, Any]]:
+    """Give the modules that build masks a config of their own that names our mask function; return what stood there.
 
+    Masks are built by whole models, attention is computed by layers: these keep the stock config, and with it the stock
+    attention. Where a layer asks its config whether to run SDPA, it so finds the stock name.
+    """
+    from transformers import PreTrainedModel
 
-def _replace_configs(model: nn.Module, inner: Any) -> list[tuple[nn.Module, Any]]:
-    """Put one deep copy of the model's config into every module that holds it; return what stood there."""
     copies: dict[int, Any] = {}
     copy.deepcopy(inner.config, copies)
-    held = [(module, module.__dict__["config"]) for module in model.modules() if "config" in module.__dict__]
-    stock = [(module, config) for module, config in held if id(config) in copies]
+    stock = [
+        (module, module.__dict__["config"])
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and id(module.__dict__.get("config")) in copies
+    ]
     for module, config in stock:
         module.config = copies[id(config)]
+    # Not the property of this name, which would also rename the attention of a vision tower.
+    for config in (inner.config, inner.config.get_text_config(decoder=True), backbone.config):
+        config._attn_implementation_internal = implementation
     return stock
-
-
-def _capture(
-    state: SegmentState, signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook: settle the segment ids, and hide them from the stock forward."""
-    config: Any = module.config
-    state.enter(module, call_arguments(signature, args, kwargs), config)
-    return args, {name: value for name, value in kwargs.items() if name != "segment_ids"}

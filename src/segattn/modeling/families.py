@@ -1,19 +1,15 @@
 """Which models may follow segments, and where the Hugging Face model sits inside its wrappers."""
 
+import sys
 from typing import Any
 
 from torch import nn
 
 from segattn.errors import UnsupportedModelError
+from segattn.modeling import verified
+from segattn.modeling.masking import ATTENTION_IMPLEMENTATIONS
 
-__all__ = ["VERIFIED_FAMILIES", "backbone_of", "check_supported", "pretrained_model_of"]
-
-# `config.model_type` of the families whose logits, gradients and generated tokens the test suite compares
-# with hand-built masks.
-VERIFIED_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "smollm3", "gemma", "gemma2", "gemma3_text"})
-
-# Attention implementations whose masks pass through transformers' mask interface as dense tensors.
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+__all__ = ["backbone_of", "check_backend", "known_status", "pretrained_model_of"]
 
 
 def pretrained_model_of(model: nn.Module) -> Any:
@@ -51,27 +47,67 @@ def _refuse_prompt_learning(wrapper: nn.Module) -> None:
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """Return the stack of layers under the language-model head; trainers call it directly."""
+    from transformers import PreTrainedModel
+
     decoder: Any = getattr(model, "get_decoder", lambda: model)()
-    return decoder if isinstance(decoder, nn.Module) else model
+    # In some classes "decoder" is the name of the head.
+    return decoder if isinstance(decoder, PreTrainedModel) else getattr(model, "base_model", model)
 
 
-def check_supported(model: Any) -> str:
+def check_backend(model: Any) -> str:
     """Return the attention implementation that segments will run on.
 
     Raises:
-        UnsupportedModelError: an unverified family, or a backend that drops the mask.
+        UnsupportedModelError: a backend that drops the mask.
     """
-    config = model.config
-    family = config.get_text_config().model_type
-    if family not in VERIFIED_FAMILIES:
-        raise UnsupportedModelError(
-            f"model family {family!r} ({type(model).__name__}) is not verified to honour segments; "
-            f"verified families: {', '.join(sorted(VERIFIED_FAMILIES))}"
-        )
-    implementation = config.get_text_config()._attn_implementation
+    implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         raise UnsupportedModelError(
             f"attention implementation {implementation!r} would drop or cannot take the segment mask; load the model "
             "with attn_implementation='sdpa' (or 'eager'), or call model.set_attn_implementation('sdpa') first"
         )
     return str(implementation)
+
+
+def known_status(model: Any, implementation: str) -> str | None:
+    """Return "exact" or "partial" where the verified table speaks of this very code, None where it must be probed.
+
+    The table speaks of the classes of the transformers releases that it was made with, as they were published: not of a
+    subclass, a patched method, or an attention function that was registered over the stock one.
+
+    Raises:
+        UnsupportedModelError: the table refuses the class; the message has its reason.
+    """
+    import transformers
+
+    name = type(model).__name__
+    if not type(model).__module__.startswith("transformers."):
+        return None
+    if name in verified.REFUSED:
+        raise UnsupportedModelError(f"{name} cannot honour segments: {verified.REFUSED[name]}")
+    oldest, newest = ((*map(int, release.split(".")),) for release in verified.TRANSFORMERS)
+    installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if not oldest[:2] <= installed <= newest[:2] or _modified(model, implementation):
+        return None
+    return "exact" if name in verified.EXACT else "partial" if name in verified.PARTIAL else None
+
+
+_TRUSTED = frozenset({"transformers", "torch", "peft", "accelerate", "bitsandbytes", "torchao", "segattn"})
+
+
+def _modified(model: nn.Module, implementation: str) -> bool:
+    """Whether a method or function that computes attention comes from elsewhere than the published libraries."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    functions = [AttentionMaskInterface._global_mapping.get(implementation)]
+    functions.append(AttentionInterface._global_mapping.get(implementation))
+    for cls in {type(module) for module in model.modules()}:
+        functions += [cls.forward, getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)]
+    if any(function is not None and _root(function) not in _TRUSTED for function in functions):
+        return True
+    # accelerate's hooks (device_map) put a forward of their own on the instance, around the stock one.
+    return any("forward" in vars(module) and not hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def _root(function: Any) -> str:
+    return str(getattr(function, "__module__", "")).split(".")[0]

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling.state import SegmentState, call_arguments
+from segattn.modeling.forward_pass import begin, current, end
+from segattn.modeling.hooks import call_arguments, parameter_names
+from segattn.modeling.state import SegmentState
 from segattn.segments import check_segment_ids
 
 __all__ = ["enabled_class", "stock_class"]
@@ -30,6 +32,7 @@ def _enabled_class(cls: Any, adapter: bool) -> type[Any]:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "_segattn_stock_class": cls,
+        "__reduce_ex__": functools.partialmethod(_reduce, cls, adapter),
     }
     if adapter:
         members["save_pretrained"] = _adapter_save(cls)
@@ -42,6 +45,16 @@ def _enabled_class(cls: Any, adapter: bool) -> type[Any]:
                 if hasattr(cls, name):
                     members[name] = _refuse_continuous_batching(name)
     return type(cls.__name__, (cls,), members)
+
+
+def _reduce(self: Any, cls: type[Any], adapter: bool, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
+    """Copy and pickle by the stock class, for the class of an enabled model exists in no module."""
+    return _new, (cls, adapter), self.__dict__
+
+
+def _new(cls: type[Any], adapter: bool) -> Any:
+    enabled = enabled_class(cls, adapter=adapter)
+    return object.__new__(enabled)
 
 
 def stock_class(cls: type[Any]) -> type[Any]:
@@ -59,23 +72,25 @@ def _with_segment_ids(signature: inspect.Signature) -> inspect.Signature:
 
 
 def _forward(cls: type[Any]) -> Any:
-    signature = inspect.signature(cls.forward)
+    signature, names = inspect.signature(cls.forward), parameter_names(cls.forward)
 
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, segment_ids: Tensor | None = None, **kwargs: Any) -> Any:
-        state: SegmentState = self._segattn_state
-        # A plain call has been captured by its hook. Wrappers like LoRA's call `forward` itself: capture here.
-        owner: object = self if state.owner is self else object()
+        # A plain call has begun its pass in a hook. Wrappers like LoRA's call `forward` itself: begin here.
+        under_way = current()
+        owner: object = self if under_way is not None and under_way.owner is self else object()
         try:
             if owner is not self:
-                arguments = {**kwargs, "segment_ids": segment_ids}
-                state.enter(owner, call_arguments(signature, args, arguments), self.config)
+                state: SegmentState = self._segattn_state
+                begun = begin(state, owner)
+                assert begun is not None
+                state.settle(begun, call_arguments(names, args, {**kwargs, "segment_ids": segment_ids}), self.config)
             output = cls.forward(self, *args, **kwargs)
         except BaseException:  # also Ctrl-C, which torch's hooks do not see
-            state.leave(owner, succeeded=False)
+            end(owner, succeeded=False)
             raise
         if owner is not self:
-            state.leave(owner, succeeded=True)
+            end(owner, succeeded=True)
         return output
 
     forward.__signature__ = _with_segment_ids(signature)  # type: ignore[attr-defined]
@@ -86,7 +101,7 @@ def _generate(cls: type[Any]) -> Any:
     @functools.wraps(cls.generate)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: SegmentState = self._segattn_state
-        if not state.causal_depth:
+        if not state.is_causal:
             _check_generation(self, args, kwargs)
             if kwargs.get("segment_ids") is None:
                 kwargs["segment_ids"] = _prompt_segment_ids(state, args, kwargs)
@@ -136,7 +151,8 @@ def _prompt_segment_ids(state: SegmentState, args: tuple[Any, ...], kwargs: dict
 
 
 def _prepare_inputs(cls: type[Any]) -> Any:
-    signature = inspect.signature(cls.prepare_inputs_for_generation)
+    stock = cls.prepare_inputs_for_generation
+    signature, names = inspect.signature(stock), parameter_names(stock)
 
     @functools.wraps(cls.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(
@@ -144,15 +160,18 @@ def _prepare_inputs(cls: type[Any]) -> Any:
     ) -> dict[str, Any]:
         """Prepare a step; a static cache has its 4D mask built here, so the segments must be known here."""
         state: SegmentState = self._segattn_state
-        length = call_arguments(signature, (input_ids, *args), kwargs).get("next_sequence_length")
+        length = call_arguments(names, (input_ids, *args), kwargs).get("next_sequence_length")
         new = input_ids.shape[1] if length is None else length
         in_prompt = segment_ids is not None and (new != 1 or kwargs.get("is_first_iteration", False))
-        state.owner = call = object()
-        state.segment_ids = check_segment_ids(segment_ids) if in_prompt and not state.causal_depth else None  # type: ignore[arg-type]
+        owner = object()
+        begun = begin(state, owner)
+        assert begun is not None
         try:
-            inputs: dict[str, Any] = cls.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+            if in_prompt and not state.is_causal:
+                begun.segment_ids = check_segment_ids(segment_ids)  # type: ignore[arg-type]
+            inputs: dict[str, Any] = stock(self, input_ids, *args, **kwargs)
         finally:
-            state.leave(call, succeeded=False)
+            end(owner, succeeded=False)
         inputs.pop("segment_ids", None)
         if in_prompt:
             inputs["segment_ids"] = segment_ids

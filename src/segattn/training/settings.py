@@ -12,7 +12,7 @@ from transformers import IntervalStrategy
 from trl import ModelConfig, SFTConfig
 
 from segattn.errors import UnsupportedModelError
-from segattn.modeling.families import ATTENTION_IMPLEMENTATIONS
+from segattn.modeling.masking import ATTENTION_IMPLEMENTATIONS
 from segattn.pretrained.environment import cpu_computes_bfloat16
 
 __all__ = ["ModelSettings", "SFTSettings", "TrainSettings", "check_settings"]
