@@ -92,6 +92,12 @@ def known_status(model: Any, implementation: str) -> str | None:
     return "exact" if name in verified.EXACT else "partial" if name in verified.PARTIAL else None
 
 
+# Attention implementation -> names of the mask and the attention function that transformers registers for it.
+_STOCK_NAMES: dict[str, tuple[str, str | None]] = {
+    "sdpa": ("sdpa_mask", "sdpa_attention_forward"),
+    "eager": ("eager_mask", None),
+    "flex_attention": ("flex_attention_mask", "flex_attention_forward"),
+}
 _TRUSTED = frozenset({"transformers", "torch", "peft", "accelerate", "bitsandbytes", "torchao", "segattn"})
 
 
@@ -99,8 +105,12 @@ def _modified(model: nn.Module, implementation: str) -> bool:
     """Whether a method or function that computes attention comes from elsewhere than the published libraries."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    functions = [AttentionMaskInterface._global_mapping.get(implementation)]
-    functions.append(AttentionInterface._global_mapping.get(implementation))
+    registered = (AttentionMaskInterface._global_mapping, AttentionInterface._global_mapping)
+    for mapping, name in zip(registered, _STOCK_NAMES[implementation], strict=True):
+        function = mapping.get(implementation)
+        if getattr(function, "__name__", None) != name:
+            return True
+    functions = [mapping.get(implementation) for mapping in registered]
     for cls in {type(module) for module in model.modules()}:
         functions += [cls.forward, getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)]
     if any(function is not None and _root(function) not in _TRUSTED for function in functions):

@@ -19,7 +19,8 @@ from segattn.modeling.families import backbone_of, pretrained_model_of
 
 __all__ = ["Layer", "Reading", "decoder_layers", "read_layers"]
 
-_UNTOUCHED = 2  # copies without a change; they also show how far equal inputs give equal outputs
+# A token that happens to get next to no attention changes nothing that could be seen: try several numbers for each.
+_DRAWS = 3
 
 
 @dataclass
@@ -83,7 +84,7 @@ def read_layers(
     Returns:
         Layer name -> a reading for each time that the layer ran; a layer that never ran is missing.
     """
-    copies = _UNTOUCHED + len(columns)
+    copies = _copies(columns)
     found: dict[str, list[Reading]] = {}
     handles = []
     for number, layer in enumerate(layers):
@@ -117,7 +118,7 @@ class _Swap:
 
     def __init__(self, columns: list[int], length: int, seed: int) -> None:
         self.columns = columns
-        self.copies, self.length = _UNTOUCHED + len(columns), length
+        self.copies, self.length = _copies(columns), length
         self.seed = seed
         self.axes: tuple[int, int] | None = None
 
@@ -137,10 +138,11 @@ class _Swap:
 
     def _swapped(self, hidden: Tensor) -> Tensor:
         self.axes = self._find_axes(hidden)
-        first, second = self._numbers(hidden, self.seed), self._numbers(hidden, self.seed + 7919)
-        swapped = first.clone()
-        for row, column in enumerate(self.columns, start=_UNTOUCHED):
-            _at(swapped, self.axes, row, column).copy_(_at(second, self.axes, row, column))
+        swapped = self._numbers(hidden, self.seed)
+        for draw in range(_DRAWS):
+            other = self._numbers(hidden, self.seed + 7919 * (draw + 1))
+            for row, column in enumerate(self.columns, start=1 + draw * (1 + len(self.columns))):
+                _at(swapped, self.axes, row, column).copy_(_at(other, self.axes, row, column))
         return swapped
 
     def _find_axes(self, hidden: Tensor) -> tuple[int, int]:
@@ -181,9 +183,17 @@ def _changed(output: Tensor, swap: _Swap) -> Tensor:
     """Which positions of each copy differ from the untouched copies: bool (n, columns)."""
     assert swap.axes is not None
     batch, position = swap._find_axes(output)
-    rows = output.movedim((batch, position), (0, 1)).flatten(2)  # (copies, n, features)
-    rows = rows.double()
-    # Copies with equal inputs may differ in the last digits, where a kernel treats the rows of a batch differently.
-    noise = 4 * (rows[0] - rows[1]).abs() + 8 * torch.finfo(output.dtype).eps * rows[0].abs()
-    differs = ((rows[_UNTOUCHED:] - rows[0]).abs() > noise).any(-1)  # (columns, n)
+    rows = output.movedim((batch, position), (0, 1)).flatten(2).double()  # (copies, n, features)
+    # An untouched copy, then the draws, each followed by an untouched copy. These have equal inputs, but may differ in
+    # the last digits, where a kernel treats the rows of a batch differently.
+    blocks = rows[1:].unflatten(0, (_DRAWS, -1))
+    untouched, changed = blocks[:, -1], blocks[:, :-1]
+    noise = 4 * (untouched - rows[0]).abs().amax(0)
+    if output.dtype in (torch.float32, torch.float64):  # in half precision that much would hide true changes
+        noise = noise + 8 * torch.finfo(output.dtype).eps * rows[0].abs()
+    differs = ((changed - rows[0]).abs() > noise).any(-1).any(0)  # (columns, n)
     return differs.T.cpu()
+
+
+def _copies(columns: list[int]) -> int:
+    return 1 + _DRAWS * (len(columns) + 1)
