@@ -3,6 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from modeling.tiny import build
 from pretrained.test_cache import make_entry
 from segattn.cli import checks
 from segattn.cli.main import app
@@ -99,3 +100,46 @@ def test_fetch_of_an_unreachable_model_is_a_message():
     result = CliRunner().invoke(app, ["fetch", "me/tiny"])
     assert result.exit_code == 2
     assert "cannot fetch me/tiny" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model with windows of 4 tokens, on disk."""
+    path = tmp_path_factory.mktemp("model")
+    build("gemma3").save_pretrained(path)
+    return str(path)
+
+
+def test_a_model_is_probed_past_its_window(saved):
+    result = doctor(saved)
+    assert result.exit_code == 0, result.output
+    assert "Gemma3ForCausalLM under sdpa, 64 tokens" in result.stdout
+    assert "layers: 3 follow segments" in result.stdout
+    assert "verdict: exact\n" in result.stdout
+    found = json.loads(doctor(saved, "--json", "--length", "20", "--attn_implementation", "eager").stdout)
+    assert (found["status"], found["length"], found["implementation"]) == ("exact", 20, "eager")
+    assert [layer[:2] for layer in found["layers"]] == [[f"model.layers.{number}", "segments"] for number in range(3)]
+
+
+def test_a_model_that_drops_segments_is_refused_with_the_layer(saved, monkeypatch):
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def flash(module, query, key, value, attention_mask, **kwargs):
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", flash)
+    result = doctor(saved)
+    assert result.exit_code == 1
+    assert "model.layers.0: the segment mask did not arrive: the layer runs causally" in result.stdout
+    assert "verdict: refused" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere/at-all"], "cannot be loaded"), (["MODEL", "--length", "3"], "--length is 3; expected 10 to 128")],
+)
+def test_what_cannot_be_probed_is_an_error(saved, arguments, message):
+    result = doctor(*(saved if word == "MODEL" else word for word in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
