@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench families clean
 .DEFAULT_GOAL := test
 
 # torch first: a range would let pip take a build with gigabytes of CUDA libraries.
@@ -31,6 +31,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+# About ten minutes: runs every family of transformers and rewrites docs/families.md and the verified table.
+families: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m families.survey
+	PYTHONPATH=tests $(BIN)/python -m families.pages
 
 clean:
 	rm -rf $(VENV)

@@ -85,11 +85,13 @@ def known_status(model: Any, implementation: str) -> str | None:
         return None
     if name in verified.REFUSED:
         raise UnsupportedModelError(f"{name} cannot honour segments: {verified.REFUSED[name]}")
-    oldest, newest = ((*map(int, release.split(".")),) for release in verified.TRANSFORMERS)
-    installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if not oldest[:2] <= installed <= newest[:2] or _modified(model, implementation):
+    releases = {release.rpartition(".")[0] for release in verified.TRANSFORMERS}  # a patch release changes no model
+    if ".".join(transformers.__version__.split(".")[:2]) not in releases or _modified(model, implementation):
         return None
-    return "exact" if name in verified.EXACT else "partial" if name in verified.PARTIAL else None
+    for status, table in (("exact", verified.EXACT), ("partial", verified.PARTIAL)):
+        if implementation in table.get(name, "").split():
+            return status
+    return None
 
 
 # Attention implementation -> names of the mask and the attention function that transformers registers for it.

@@ -8,7 +8,7 @@ the model's own masking is trusted: not its arguments, not its mask tensors, onl
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from segattn.modeling.families import backbone_of, pretrained_model_of
 __all__ = ["Layer", "Reading", "decoder_layers", "read_layers"]
 
 # A token that happens to get next to no attention changes nothing that could be seen: try several numbers for each.
-_DRAWS = 3
+_DRAWS = 4
 
 
 @dataclass
@@ -36,13 +36,12 @@ class Reading:
     columns: list[int]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layer:
     """A decoder layer and its name in the model."""
 
     name: str
     module: nn.Module
-    readings: list[Reading] = field(default_factory=list)
 
 
 def decoder_layers(model: nn.Module) -> list[Layer]:
@@ -70,7 +69,7 @@ def decoder_layers(model: nn.Module) -> list[Layer]:
 
 @torch.no_grad()
 def read_layers(
-    model: Any, layers: list[Layer], input_ids: Tensor, columns: list[int], **inputs: Tensor
+    model: Any, layers: list[Layer], input_ids: Tensor, columns: list[int], seed: int = 0, **inputs: Tensor
 ) -> dict[str, list[Reading]]:
     """Run the model once on copies of one sequence and read every layer's mask.
 
@@ -79,6 +78,7 @@ def read_layers(
         layers: of the model.
         input_ids: int64 (1, n).
         columns: the positions to change, one copy of the sequence each.
+        seed: of the hidden states.
         inputs: further tensors (1, n), repeated for the copies.
 
     Returns:
@@ -88,7 +88,7 @@ def read_layers(
     found: dict[str, list[Reading]] = {}
     handles = []
     for number, layer in enumerate(layers):
-        swap = _Swap(columns, input_ids.shape[1], seed=number)
+        swap = _Swap(columns, input_ids.shape[1], seed=1000 * seed + number)
         handles.append(layer.module.register_forward_pre_hook(swap.before, with_kwargs=True))
         handles.append(layer.module.register_forward_hook(_record(found.setdefault(layer.name, []), swap)))
     repeated = {name: value.repeat_interleave(copies, 0) for name, value in inputs.items()}
@@ -190,7 +190,7 @@ def _changed(output: Tensor, swap: _Swap) -> Tensor:
     untouched, changed = blocks[:, -1], blocks[:, :-1]
     noise = 4 * (untouched - rows[0]).abs().amax(0)
     if output.dtype in (torch.float32, torch.float64):  # in half precision that much would hide true changes
-        noise = noise + 8 * torch.finfo(output.dtype).eps * rows[0].abs()
+        noise = noise + torch.finfo(output.dtype).eps * rows[0].abs()
     differs = ((changed - rows[0]).abs() > noise).any(-1).any(0)  # (columns, n)
     return differs.T.cpu()
 

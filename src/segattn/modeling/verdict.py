@@ -13,6 +13,9 @@ from segattn.modeling.probe import Layer, Reading, decoder_layers, evaluating, r
 __all__ = ["LayerVerdict", "ProbeInput", "Verdict", "causal_output", "judge", "probe_input"]
 
 Status = Literal["exact", "partial", "refused"]
+Readings = dict[str, list[Reading]]
+
+_ATTEMPTS = 3
 
 # Parts whose state runs from left to right, so that no mask reaches them. GPT-2's "Conv1D" is a linear layer.
 _RECURRENT = re.compile(
@@ -115,15 +118,20 @@ def judge(model: Any, stock_output: Tensor, given: ProbeInput) -> Verdict:
     try:
         layers = decoder_layers(model)
         causal_ids = torch.full_like(given.segment_ids, -1)
-        # Segments first, then none: a mask that a model keeps from an earlier call shows either way.
-        with_segments = read_layers(model, layers, given.input_ids, given.columns, segment_ids=given.segment_ids)
-        without = read_layers(model, layers, given.input_ids, given.columns, segment_ids=causal_ids)
-        verdicts = tuple(
-            _judge_layer(layer, with_segments.get(layer.name, []), without.get(layer.name, []), given.segment_ids[0])
-            for layer in layers
-        )
-        verdict = _summed_up(verdicts)
-        if verdict.status == "refused":
+        with_segments: Readings = {}
+        without: Readings = {}
+        for seed in range(_ATTEMPTS):
+            # Segments first, then none: a mask that a model keeps from an earlier call shows either way.
+            for found, ids in ((with_segments, given.segment_ids), (without, causal_ids)):
+                _add(found, read_layers(model, layers, given.input_ids, given.columns, seed, segment_ids=ids))
+            verdicts = tuple(
+                _judge_layer(layer, with_segments.get(layer.name, []), without.get(layer.name, []), given.segment_ids)
+                for layer in layers
+            )
+            verdict = _summed_up(verdicts)
+            if verdict.status != "refused":
+                break
+        else:
             return verdict
         problem = _causal_difference(model, stock_output, given) or _flow_back(model, given)
         return verdict if problem is None else Verdict("refused", problem, verdicts)
@@ -135,13 +143,23 @@ def judge(model: Any, stock_output: Tensor, given: ProbeInput) -> Verdict:
         return Verdict("refused", f"the model cannot be run on a short text ({type(error).__name__}: {error})", ())
 
 
+def _add(found: Readings, more: Readings) -> None:
+    """Join what further numbers showed: a token that gets next to no attention under some shows under others."""
+    for name, readings in more.items():
+        earlier = found.setdefault(name, readings)
+        if earlier is not readings and len(earlier) == len(readings):
+            found[name] = [
+                Reading(old.sees | new.sees, old.columns) for old, new in zip(earlier, readings, strict=True)
+            ]
+
+
 def _judge_layer(layer: Layer, segments: list[Reading], causal: list[Reading], ids: Tensor) -> LayerVerdict:
     if not segments or len(segments) != len(causal):
         return LayerVerdict(layer.name, "wrong", "it did not run, so what it sees cannot be read")
     recurrent, attention = _parts(layer.module)
     kind: Literal["segments", "both"] = "both" if recurrent else "segments"
     for reading, stock in zip(segments, causal, strict=True):
-        problem = _ahead(stock) or _mismatch(reading, stock, ids.cpu())
+        problem = _ahead(stock) or _mismatch(reading, stock, ids[0].cpu())
         if problem is None:
             continue
         # A parallel hybrid holds attention too: there a missing mask is a fault.
