@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 import segattn
-from segattn.pretrained import environment, fetch
+from segattn.pretrained import fetch
+from segattn.pretrained.environment import environment
 
 LENGTHS = (128, 256, 512, 1024)
 
@@ -88,11 +89,17 @@ def main() -> None:
         )
     row = results["generate"]["segments"]  # type: ignore[index]
     print(f"generate {new_tokens} tokens after the longest: {row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = arguments.output.with_suffix(".partial")
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-        partial.replace(arguments.output)
+    write_results(arguments.output, results)
+
+
+def write_results(path: Path | None, results: dict[str, object]) -> None:
+    """Write a benchmark's figures as JSON, all or nothing; without a path, nowhere."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.replace(path)
 
 
 if __name__ == "__main__":

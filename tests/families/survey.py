@@ -112,7 +112,7 @@ def survey_family(family, image_text, *, thorough=True):
         except CannotBuild as error:
             row.reason = f"not built: {error}"
             return row
-        except (ValueError, ImportError):
+        except (ValueError, ImportError, KeyError):
             row.backends[implementation] = "-"
             continue
         row.class_name = type(model).__name__

@@ -151,7 +151,7 @@ class _Swap:
         position = next((axis for axis, size in enumerate(shape) if size == self.length and axis != batch), None)
         if batch is None or position is None:
             raise UnsupportedModelError(
-                f"hidden states of shape {tuple(shape)} have no axes of {self.copies} sequences and {self.length} "
+                f"its layers take hidden states of shape {tuple(shape)} for {self.copies} sequences of {self.length} "
                 "tokens, so what a layer sees cannot be read"
             )
         return batch, position

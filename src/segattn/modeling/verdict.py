@@ -115,6 +115,7 @@ def judge(model: Any, stock_output: Tensor, given: ProbeInput) -> Verdict:
         stock_output: `causal_output` of the same model before it was enabled.
         given: the sequence.
     """
+    layers: list[Layer] = []
     try:
         layers = decoder_layers(model)
         causal_ids = torch.full_like(given.segment_ids, -1)
@@ -136,7 +137,7 @@ def judge(model: Any, stock_output: Tensor, given: ProbeInput) -> Verdict:
         problem = _causal_difference(model, stock_output, given) or _flow_back(model, given)
         return verdict if problem is None else Verdict("refused", problem, verdicts)
     except UnsupportedModelError as error:
-        return Verdict("refused", str(error), ())
+        return Verdict("refused", _without_attention(layers) or str(error), ())
     except SegmentAttentionError:
         raise
     except Exception as error:  # a foreign model raises whatever it likes
@@ -167,6 +168,14 @@ def _judge_layer(layer: Layer, segments: list[Reading], causal: list[Reading], i
             return LayerVerdict(layer.name, "recurrent", f"{recurrent} runs from left to right")
         return LayerVerdict(layer.name, "wrong", problem)
     return LayerVerdict(layer.name, kind, f"{recurrent} in it runs from left to right" if recurrent else "")
+
+
+def _without_attention(layers: list[Layer]) -> str | None:
+    """What to say of a model in which no layer asks for a mask, as none has attention."""
+    parts = [_parts(layer.module) for layer in layers]
+    if not parts or any(attention or not recurrent for recurrent, attention in parts):
+        return None
+    return f"it has no attention that a mask could reach: {parts[0][0]} runs from left to right"
 
 
 def _parts(layer: nn.Module) -> tuple[str, bool]:
@@ -224,7 +233,7 @@ def _summed_up(layers: tuple[LayerVerdict, ...]) -> Verdict:
     if not hybrid:
         return Verdict("exact", "", layers)
     if all(layer.kind == "recurrent" for layer in layers):
-        return Verdict("refused", f"no layer has attention that a mask could reach: {hybrid[0].reason}", layers)
+        return Verdict("refused", f"it has no attention that a mask could reach: {hybrid[0].reason}", layers)
     text = f"{len(hybrid)} of {len(layers)} layers cannot follow segments: in {hybrid[0].name}, {hybrid[0].reason}"
     return Verdict("partial", text, layers)
 

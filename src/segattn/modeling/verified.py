@@ -1,4 +1,4 @@
-"""Which model classes follow segments: written from runs of every family of transformers (docs/families.md).
+"""Which model classes follow segments: written from runs of every family (docs/families.md).
 
 `make families` writes this file. Class name -> the attention implementations, separated by spaces, for which it holds.
 """
@@ -49,7 +49,6 @@ EXACT: dict[str, str] = {
     "DeepseekV2ForCausalLM": "eager sdpa flex_attention",
     "DeepseekV32ForCausalLM": "eager sdpa",
     "DeepseekV3ForCausalLM": "eager sdpa flex_attention",
-    "DeepseekV4ForCausalLM": "eager",
     "DeepseekVLForConditionalGeneration": "eager sdpa",
     "DeepseekVLHybridForConditionalGeneration": "eager sdpa",
     "DiffLlamaForCausalLM": "eager sdpa flex_attention",
@@ -148,8 +147,6 @@ EXACT: dict[str, str] = {
     "MistralForCausalLM": "eager sdpa flex_attention",
     "MistralLarge4ForConditionalGeneration": "eager sdpa",
     "MixtralForCausalLM": "eager sdpa flex_attention",
-    "MllamaForCausalLM": "eager sdpa flex_attention",
-    "MllamaForConditionalGeneration": "eager sdpa flex_attention",
     "ModernBertDecoderForCausalLM": "eager sdpa flex_attention",
     "Molmo2ForConditionalGeneration": "eager sdpa flex_attention",
     "MoshiForCausalLM": "eager sdpa flex_attention",
@@ -221,10 +218,6 @@ PARTIAL: dict[str, str] = {
     "BambaForCausalLM": "eager sdpa",
     "FalconH1ForCausalLM": "eager sdpa",
     "GraniteMoeHybridForCausalLM": "eager sdpa flex_attention",
-    "Inkling2ForCausalLM": "eager",
-    "Inkling2ForConditionalGeneration": "eager",
-    "InklingForCausalLM": "eager sdpa flex_attention",
-    "InklingForConditionalGeneration": "eager sdpa flex_attention",
     "JambaForCausalLM": "eager sdpa",
     "KimiLinearForCausalLM": "eager sdpa",
     "Lfm2ForCausalLM": "eager sdpa flex_attention",
@@ -253,22 +246,29 @@ PARTIAL: dict[str, str] = {
 
 REFUSED: dict[str, str] = {
     "BltForCausalLM": "model.local_encoder.layers.0: the segment mask did not arrive: the layer runs causally (and 1 more layers)",
-    "CpmAntForCausalLM": "hidden states of shape (12, 42, 32) have no axes of 12 sequences and 10 tokens, so what a layer sees cannot be read",
-    "FalconMambaForCausalLM": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
+    "CpmAntForCausalLM": "its layers take hidden states of shape (45, 42, 32) for 45 sequences of 10 tokens, so what a layer sees cannot be read",
+    "DeepseekV4ForCausalLM": "model.layers.1: token 1 does not see token 6 of its own segment, which the rule lets it see (and 1 more layers)",
+    "FalconMambaForCausalLM": "it has no attention that a mask could reach: FalconMambaBlock runs from left to right",
     "GPTNeoForCausalLM": "transformer.h.0: the segment mask did not arrive: the layer runs causally (and 1 more layers)",
     "Glm5NextForConditionalGeneration": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
-    "Mamba2ForCausalLM": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
-    "MambaForCausalLM": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
+    "Inkling2ForCausalLM": "model.layers.0: token 1 does not see token 6 of its own segment, which the rule lets it see",
+    "Inkling2ForConditionalGeneration": "model.language_model.layers.0: token 1 does not see token 6 of its own segment, which the rule lets it see",
+    "InklingForCausalLM": "model.layers.0: token 1 does not see token 6 of its own segment, which the rule lets it see",
+    "InklingForConditionalGeneration": "model.language_model.layers.0: token 1 does not see token 6 of its own segment, which the rule lets it see",
+    "Mamba2ForCausalLM": "it has no attention that a mask could reach: Mamba2Block runs from left to right",
+    "MambaForCausalLM": "it has no attention that a mask could reach: MambaBlock runs from left to right",
     "MiniMaxM3SparseForConditionalGeneration": "model.language_model.layers.1: token 1 does not see token 4 of its own segment, which the rule lets it see",
     "MiniMaxM3VLForCausalLM": "model.layers.1: token 1 does not see token 4 of its own segment, which the rule lets it see",
+    "MllamaForCausalLM": "model.layers.1: it did not run, so what it sees cannot be read",
+    "MllamaForConditionalGeneration": "model.language_model.layers.1: it did not run, so what it sees cannot be read",
     "OpenAIGPTLMHeadModel": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
-    "ProphetNetForCausalLM": "hidden states of shape (12, 30, 32) have no axes of 12 sequences and 10 tokens, so what a layer sees cannot be read",
+    "ProphetNetForCausalLM": "its layers take hidden states of shape (45, 30, 32) for 45 sequences of 10 tokens, so what a layer sees cannot be read",
     "Qwen4ExpForCausalLM": "model.layers.1: token 6 does not see token 0 outside of its segment, which the rule lets it see",
-    "Qwen4ExpForConditionalGeneration": "model.language_model.layers.1: token 5 does not see token 4 outside of its segment, which the rule lets it see",
-    "ReformerModelWithLMHead": "hidden states of shape (12, 12, 32) have no axes of 12 sequences and 10 tokens, so what a layer sees cannot be read",
-    "RwkvForCausalLM": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
+    "Qwen4ExpForConditionalGeneration": "model.language_model.layers.1: token 5 does not see token 1 of its own segment, which the rule lets it see",
+    "ReformerModelWithLMHead": "its layers take hidden states of shape (45, 12, 32) for 45 sequences of 10 tokens, so what a layer sees cannot be read",
+    "RwkvForCausalLM": "it has no attention that a mask could reach: RwkvBlock runs from left to right",
     "XLMWithLMHeadModel": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
     "XLNetLMHeadModel": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
-    "xLSTMForCausalLM": "the model built no attention mask from the segment ids: it would have run causally. This model class or option cannot honour segments",
+    "xLSTMForCausalLM": "it has no attention that a mask could reach: xLSTMBlock runs from left to right",
 }
 """Class -> why it cannot honour segments."""
