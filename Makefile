@@ -42,3 +42,4 @@ clean:
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/model_cost.py --output benchmarks/results/model_cost.json
+	$(BIN)/python benchmarks/enable_cost.py --output benchmarks/results/enable_cost.json

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 import segattn
 from oracle import loop_mask
-from strategies import batches, padded_batches
+from segattn.masks import open_segments
+from strategies import batches, padded_batches, segmentations
 
 
 def dense(block):
@@ -118,3 +119,19 @@ def test_one_row_may_come_without_a_batch_axis():
 def test_bad_arguments_say_what_was_given(build, arguments, message):
     with pytest.raises(segattn.SegmentError, match=message):
         build(torch.tensor([[0, 0, 0]]), **arguments)
+
+
+@settings(deadline=None)
+@given(segmentations(max_length=12), st.integers(1, 6))
+def test_a_chunked_layer_stays_inside_its_chunks(row, chunk):
+    """Llama 4's local layers: not a window, but blocks that do not see one another."""
+
+    def chunked(batch, head, query, key):
+        return (key <= query) & (query // chunk == key // chunk)
+
+    place = torch.arange(len(row))
+    got = open_segments(chunked, torch.tensor([row]))(torch.tensor(0), torch.tensor(0), place[:, None], place[None])
+    for i in range(len(row)):
+        for j in range(len(row)):
+            together = row[i] == row[j] and row[i] >= 0
+            assert got[i, j] == ((j <= i or together) and i // chunk == j // chunk)

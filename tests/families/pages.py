@@ -6,7 +6,7 @@ from pathlib import Path
 
 from families.survey import read_rows
 
-RELEASES = ("5.23.0",)
+RELEASES = ("5.16.0", "5.23.0")
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "families.md"
 TABLE = ROOT / "src" / "segattn" / "modeling" / "verified.py"
