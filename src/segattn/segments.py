@@ -99,7 +99,11 @@ def as_rows(segment_ids: Tensor) -> Tensor:
             f"segment_ids is a {type(segment_ids).__name__}; expected an int64 tensor of shape (batch, length). "
             "segattn.spans_to_segment_ids builds one from spans"
         )
-    if segment_ids.dtype in (torch.bool,) or segment_ids.is_floating_point() or segment_ids.is_complex():
+    if segment_ids.layout != torch.strided or segment_ids.is_nested:
+        raise SegmentError(
+            f"segment_ids is a tensor of layout {segment_ids.layout}; expected a dense one (segment_ids.to_dense())"
+        )
+    if segment_ids.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):  # unsigned types hold no -1
         raise SegmentError(
             f"segment_ids has dtype {segment_ids.dtype}; expected int64 (-1 causal, >= 0 the segment's number)"
         )

@@ -1,10 +1,13 @@
 """Logits of enabled models against stock models that are given hand-built masks."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import families.tiny_models
 import segattn
 from modeling.tiny import CASES, build, hand_mask, tokens
 from strategies import fill, padded_batches
@@ -168,3 +171,29 @@ def test_an_opening_bias_is_an_additive_mask_on_the_keys_ahead():
     with torch.no_grad():
         plain = model(ids, segment_ids=torch.tensor(ROWS)).logits
     torch.testing.assert_close(plain, want, atol=1e-5, rtol=0)  # a bias of 0 was the rule itself
+
+
+@pytest.mark.parametrize(("family", "keeps_apart"), [("gpt_neox", True), ("opt", False), ("falcon", False)])
+def test_packed_rows_are_refused_where_the_class_mixes_documents(family, keeps_apart):
+    model = segattn.enable(families.tiny_models.build(family, "sdpa"))
+    ids, positions = tokens(1, 10), torch.tensor([[*range(4), *range(6)]])
+    row = torch.tensor([[0, 0, 0, -1, 1, 1, 1, 1, -1, -1]])
+    call = functools.partial(model, ids, segment_ids=row, position_ids=positions, use_cache=False)
+    if not keeps_apart:
+        with pytest.raises(segattn.UnsupportedModelError, match="do not keep the documents apart"):
+            call()
+        return
+    with torch.no_grad():
+        alone = model(ids[:, 4:], segment_ids=row[:, 4:]).logits
+        torch.testing.assert_close(call().logits[:, 4:], alone, atol=1e-5, rtol=0)
+
+
+def test_positions_may_jump_where_no_documents_are_looked_for():
+    ids, row = tokens(1), torch.tensor([ROWS[0]])
+    positions = torch.arange(14)[None] + 5 * (torch.arange(14) > 6)
+    model = segattn.enable(build())
+    with torch.no_grad():
+        got = model(ids, attention_mask=torch.ones_like(ids), segment_ids=row, position_ids=positions).logits
+    torch.testing.assert_close(
+        got, stock_logits("llama", "sdpa", ids, [ROWS[0]], position_ids=positions), atol=1e-5, rtol=0
+    )

@@ -6,9 +6,10 @@ where a trainer calls that directly) begins a pass; the mask function reads it. 
 """
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from segattn.errors import UnsupportedModelError
@@ -16,7 +17,7 @@ from segattn.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from segattn.modeling.state import SegmentState
 
-__all__ = ["ForwardPass", "begin", "current", "end"]
+__all__ = ["ForwardPass", "begin", "causal_block", "current", "end", "is_causal"]
 
 
 class ForwardPass:
@@ -28,6 +29,7 @@ class ForwardPass:
         depth: of the owner: 0 for a whole model, more for what it calls.
         outer: the pass of another model that this one runs inside of.
         segment_ids: int64 (batch, past + new tokens), None where the causal mask is exact.
+        borders: bool (batch or 1, length), where packed documents begin; None where there can be none.
         mask_was_built: whether a mask was made from the segment ids.
     """
 
@@ -37,31 +39,47 @@ class ForwardPass:
         self.depth = depth
         self.outer = outer
         self.segment_ids: Tensor | None = None
+        self.borders: Tensor | None = None
         self.mask_was_built = False
 
 
-class _Plain:
-    current: ForwardPass | None = None
+class _Slot:
+    """Where the code that runs now finds its pass, and the models that run causally on purpose."""
+
+    def __init__(self) -> None:
+        self.current: ForwardPass | None = None
+        self.causal: tuple[SegmentState, ...] = ()
 
 
-class _PerThread(threading.local):
-    current: ForwardPass | None = None
+# An object inside of the thread-local one: torch.compile loses what it writes to a thread-local object itself.
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        self.slot = _Slot()
 
 
-# torch.compile cannot trace thread-local objects; a compiled region begins and ends its pass in one go.
-_traced, _running = _Plain(), _PerThread()
-
-
-def _place() -> Any:
-    return _traced if torch.compiler.is_compiling() else _running
+_threads = _Threads()
 
 
 def current() -> ForwardPass | None:
     """Return the innermost pass under way in this thread, None outside of any."""
-    place = _place()
-    found: ForwardPass | None = place.current
-    # Where a compiled model falls back to plain Python midway, the pass was begun by the compiled part.
-    return _traced.current if found is None and place is _running else found
+    return _threads.slot.current
+
+
+def is_causal(state: "SegmentState") -> bool:
+    """Whether this thread is inside of a `causal_block` of the model."""
+    return any(causal is state for causal in _threads.slot.causal)
+
+
+@contextmanager
+def causal_block(state: "SegmentState") -> Iterator[None]:
+    """Let this thread run the model causally inside the block."""
+    slot = _threads.slot
+    slot.causal = (state, *slot.causal)
+    try:
+        yield
+    finally:
+        ending = next(place for place, causal in enumerate(slot.causal) if causal is state)
+        slot.causal = slot.causal[:ending] + slot.causal[ending + 1 :]
 
 
 def begin(state: "SegmentState", owner: object, depth: int = 0) -> ForwardPass | None:
@@ -79,7 +97,7 @@ def begin(state: "SegmentState", owner: object, depth: int = 0) -> ForwardPass |
             return None
         around = around.outer
     begun = ForwardPass(state, owner, depth, around)
-    _place().current = begun
+    _threads.slot.current = begun
     return begun
 
 
@@ -92,7 +110,7 @@ def end(owner: object, *, succeeded: bool) -> None:
     ending = current()
     if ending is None or ending.owner is not owner:
         return
-    _place().current = ending.outer
+    _threads.slot.current = ending.outer
     if succeeded and ending.segment_ids is not None and not ending.mask_was_built:
         raise UnsupportedModelError(
             "the model built no attention mask from the segment ids: it would have run causally. "

@@ -36,7 +36,11 @@ class BeginPass:
         """Return the call's arguments without `segment_ids`."""
         begun = begin(self.state, module, self.depth)
         if begun is not None:
-            self.state.settle(begun, call_arguments(self.names, args, kwargs), module.config)
+            try:
+                self.state.settle(begun, call_arguments(self.names, args, kwargs), module.config)
+            except BaseException:  # also Ctrl-C, after which torch runs no hook that could end the pass
+                end(module, succeeded=False)
+                raise
         return args, {name: value for name, value in kwargs.items() if name != "segment_ids"}
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segattn.errors import SegmentError
-from segattn.segments import CAUSAL, as_rows, check_labels, check_segment_ids, pad_segment_ids
+from segattn.errors import SegmentError, UnsupportedModelError
+from segattn.segments import CAUSAL, IGNORED_LABEL, as_rows, check_labels, check_segment_ids, pad_segment_ids
 
-__all__ = ["check_inputs", "checked_ids", "padding_of"]
+__all__ = ["check_inputs", "checked_ids", "document_borders", "padding_of", "refuse", "refuse_mixed_documents"]
 
 
 def padding_of(attention_mask: Any) -> Tensor | None:
@@ -47,16 +47,51 @@ def checked_ids(segment_ids: Tensor, arguments: dict[str, Any], past: int, use_c
         LabelLeakError: a label that its predecessor can see.
     """
     tokens = arguments["inputs_embeds"] if arguments.get("input_ids") is None else arguments["input_ids"]
-    ids, total = as_rows(segment_ids), past + tokens.shape[1]
+    ids, new = as_rows(segment_ids), tokens.shape[1]
     if ids.numel() == 0:
         check_segment_ids(ids)
-    ids = pad_segment_ids(ids, total)
-    padding, position_ids = padding_of(arguments.get("attention_mask")), arguments.get("position_ids")
-    if past or not isinstance(position_ids, Tensor) or position_ids.ndim != 2:
-        position_ids = None
-    labels = arguments.get("labels") if past == 0 else None
+    ids = pad_segment_ids(ids, past + new)
+    padding = _fitting_padding(arguments.get("attention_mask"), ids)
+    position_ids = _fitting_positions(arguments.get("position_ids"), tokens, past)
+    labels, shift_labels = (_fitting_labels(arguments.get(name), name) for name in ("labels", "shift_labels"))
     check = _check_values if torch.compiler.is_compiling() else _checked_values
-    return check(ids, padding, position_ids, labels, past, use_cache)
+    return check(ids, padding, position_ids, labels, shift_labels, past, use_cache)
+
+
+def _fitting_padding(attention_mask: Any, ids: Tensor) -> Tensor | None:
+    """The 2D padding mask over cached and new tokens; what a static cache will hold later is cut off."""
+    padding = padding_of(attention_mask)
+    if padding is None:
+        return None
+    if padding.shape[0] != ids.shape[0] or padding.shape[1] < ids.shape[1]:
+        raise SegmentError(
+            f"attention_mask has shape {tuple(padding.shape)}; expected {tuple(ids.shape)}, one entry for each cached "
+            "and new token"
+        )
+    return padding[:, : ids.shape[1]].to(ids.device)
+
+
+def _fitting_positions(position_ids: Any, tokens: Tensor, past: int) -> Tensor | None:
+    """The positions in which packed documents may show; None where there can be none."""
+    if position_ids is None:
+        return None
+    if not isinstance(position_ids, Tensor):
+        raise SegmentError(f"position_ids is a {type(position_ids).__name__}; expected an int64 tensor")
+    if position_ids.ndim != 2:
+        return None  # positions in several dimensions (images) pack nothing
+    rows, length = position_ids.shape
+    if length != tokens.shape[1] or rows not in (1, tokens.shape[0]):
+        raise SegmentError(
+            f"position_ids has shape {tuple(position_ids.shape)}; expected {tuple(tokens.shape[:2])}, one position for "
+            "each new token"
+        )
+    return None if past else position_ids
+
+
+def _fitting_labels(labels: Any, name: str) -> Tensor | None:
+    if labels is not None and not isinstance(labels, Tensor):
+        raise SegmentError(f"{name} is a {type(labels).__name__}; expected an int64 tensor (batch, new tokens)")
+    return labels
 
 
 def _checked_values(
@@ -64,17 +99,21 @@ def _checked_values(
     padding: Tensor | None,
     position_ids: Tensor | None,
     labels: Tensor | None,
+    shift_labels: Tensor | None,
     past: int,
     use_cache: bool,
 ) -> Tensor:
     """The part of the checks that looks at values."""
-    fits = padding is not None and padding.shape == ids.shape
-    check_segment_ids(ids, padding.to(ids.device) if padding is not None and fits else None)
+    check_segment_ids(ids, padding)
     _refuse_open_segment(ids, past)
     if position_ids is not None:
         _check_packing(ids, position_ids, padding, use_cache)
     if labels is not None:
-        check_labels(ids, labels)
+        check_labels(ids[:, past:], labels)
+    if shift_labels is not None:
+        # The label of token i + 1 stands at i. The last one belongs to a token that is not there.
+        first = torch.full_like(shift_labels[..., :1], IGNORED_LABEL)
+        check_labels(ids[:, past:], torch.cat([first, shift_labels[..., :-1]], dim=-1))
     return ids
 
 
@@ -86,22 +125,58 @@ def _check_values(
     padding: Tensor | None,
     position_ids: Tensor | None,
     labels: Tensor | None,
+    shift_labels: Tensor | None,
     past: int,
     use_cache: bool,
 ) -> Tensor:
-    return _checked_values(ids, padding, position_ids, labels, past, use_cache).clone()
+    return _checked_values(ids, padding, position_ids, labels, shift_labels, past, use_cache).clone()
 
 
 @_check_values.register_fake
-def _(
-    ids: Tensor,
-    padding: Tensor | None,  # noqa: ARG001
-    position_ids: Tensor | None,  # noqa: ARG001
-    labels: Tensor | None,  # noqa: ARG001
-    past: int,  # noqa: ARG001
-    use_cache: bool,  # noqa: ARG001
-) -> Tensor:
+def _(ids: Tensor, *others: Any) -> Tensor:  # noqa: ARG001
     return torch.empty_like(ids)
+
+
+@torch.library.custom_op("segattn::refuse_mixed_documents", mutates_args=())
+def refuse_mixed_documents(mixed: Tensor, ids: Tensor) -> Tensor:
+    """Refuse masks in which a packed document sees the one before it, as those of some families do.
+
+    Args:
+        mixed: bool; True where the first token of a document sees the last one of the document before.
+        ids: the segment ids, int64 (batch, length).
+
+    Returns:
+        a copy of `ids`, so that a compiled graph cannot leave the check out.
+
+    Raises:
+        UnsupportedModelError: any is True.
+    """
+    if mixed.any():
+        raise UnsupportedModelError(
+            "position_ids restart inside a row (packed documents), but the masks of this model class do not keep the "
+            "documents apart; run each document as a row of its own"
+        )
+    return ids.clone()
+
+
+@refuse_mixed_documents.register_fake
+def _(mixed: Tensor, ids: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(ids)
+
+
+@torch.library.custom_op("segattn::refuse", mutates_args=())
+def refuse(tokens: Tensor, message: str) -> Tensor:  # noqa: ARG001
+    """Raise a SegmentError when a compiled graph runs.
+
+    Returns:
+        to the compiler: segment ids (batch, length) of `tokens`.
+    """
+    raise SegmentError(message)
+
+
+@refuse.register_fake
+def _(tokens: Tensor, message: str) -> Tensor:  # noqa: ARG001
+    return tokens.new_empty(tokens.shape[:2], dtype=torch.int64)
 
 
 def _refuse_open_segment(ids: Tensor, past: int) -> None:
@@ -117,27 +192,44 @@ def _refuse_open_segment(ids: Tensor, past: int) -> None:
         )
 
 
+def document_borders(position_ids: Tensor) -> Tensor:
+    """Return where transformers sees a packed document begin: at any step of the positions but 1.
+
+    Args:
+        position_ids: int64 (batch, length).
+
+    Returns:
+        bool (batch, length).
+
+    Source: masking_utils.py, find_packed_sequence_indices.
+    """
+    borders = torch.zeros_like(position_ids, dtype=torch.bool)
+    borders[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return borders
+
+
 def _check_packing(ids: Tensor, position_ids: Tensor, padding: Tensor | None, use_cache: bool) -> None:
     """Refuse packed rows in which transformers or a segment would mix two documents."""
     positions = position_ids.expand(ids.shape[0], -1)
-    restarts = torch.zeros_like(ids, dtype=torch.bool)
-    restarts[:, 1:] = positions[:, 1:] < positions[:, :-1]
-    if padding is not None and padding.shape == ids.shape:
-        restarts[:, 1:] &= padding[:, 1:].bool() & padding[:, :-1].bool()
-    if not restarts.any():
-        return
+    borders = document_borders(positions)
     # transformers looks for packed documents only where it has neither a mask nor a cache (masking_utils.py,
     # _preprocess_mask_arguments); otherwise the documents of a row would see each other.
     if padding is not None or use_cache:
+        # Positions may jump ahead for other reasons; only where they do not grow does another document begin.
+        restarts = borders[:, 1:] & (positions[:, 1:] <= positions[:, :-1])
+        if padding is not None:
+            restarts = restarts & padding[:, 1:].bool() & padding[:, :-1].bool()
+        if not restarts.any():
+            return
         given = "an attention_mask is given" if padding is not None else "use_cache is on"
         raise SegmentError(
             f"position_ids restart inside a row (packed documents), but {given}, which makes transformers ignore the "
             "packing; call the model with use_cache=False and without attention_mask"
         )
-    crossing = restarts[:, 1:] & (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] > CAUSAL)
+    crossing = borders[:, 1:] & (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] > CAUSAL)
     if crossing.any():
         row, before = crossing.nonzero()[0].tolist()
         raise SegmentError(
             f"row {row}, position {before + 1}: segment {int(ids[row, before + 1])} runs across the border of two "
-            "packed documents; expected every segment inside one document"
+            "packed documents (position_ids do not go on by 1 there); expected every segment inside one document"
         )

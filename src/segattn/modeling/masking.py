@@ -9,8 +9,9 @@ from transformers import AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from segattn.errors import UnsupportedModelError
-from segattn.masks import open_segments
+from segattn.masks import MaskFunction, open_segments
 from segattn.modeling.forward_pass import current
+from segattn.modeling.inputs import refuse_mixed_documents
 from segattn.modeling.state import PREPARED
 from segattn.segments import pad_segment_ids
 
@@ -39,6 +40,8 @@ def _mask_function(base: str) -> Callable[..., Any]:
             ids = under_way.segment_ids
             ids = pad_segment_ids(ids, keys) if ids.shape[1] < keys else ids
             causal_or_local = arguments["mask_function"]
+            if under_way.borders is not None:
+                ids = refuse_mixed_documents(_sees_across(causal_or_local, under_way.borders), ids)
             arguments["allow_is_causal_skip"] = False
             arguments["mask_function"] = open_segments(causal_or_local, ids)
             bias = under_way.state.opening_bias
@@ -49,6 +52,14 @@ def _mask_function(base: str) -> Callable[..., Any]:
         return result
 
     return mask
+
+
+def _sees_across(causal_or_local: MaskFunction, borders: Tensor) -> Tensor:
+    """Where a token at a border of packed documents sees the token before it: bool, the shape of `borders`."""
+    rows, length = borders.shape
+    row = torch.arange(rows, device=borders.device)[:, None]
+    query = torch.arange(1, length, device=borders.device)[None]
+    return borders[:, 1:] & causal_or_local(row, torch.zeros_like(row), query, query - 1)
 
 
 def _opened(base: str, arguments: dict[str, Any], causal_or_local: Callable[..., Any], bias: float) -> Tensor:

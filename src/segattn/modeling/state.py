@@ -1,6 +1,5 @@
 """What one enabled model knows, and how the segment ids of a call are settled: given or derived, and checked."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling.forward_pass import ForwardPass
-from segattn.modeling.inputs import check_inputs, checked_ids, padding_of
+from segattn.modeling.forward_pass import ForwardPass, causal_block, is_causal
+from segattn.modeling.inputs import check_inputs, checked_ids, document_borders, padding_of, refuse
 
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
@@ -30,7 +29,6 @@ class SegmentState:
         self.base_implementation = base_implementation
         self.segmenter = segmenter
         self.opening_bias: float | None = None
-        self._causal_threads: dict[int, int] = {}
 
     @property
     def implementation(self) -> str:
@@ -40,21 +38,13 @@ class SegmentState:
     @contextmanager
     def causal(self) -> Iterator[None]:
         """Run causally inside the block, in this thread."""
-        thread = threading.get_ident()
-        self._causal_threads[thread] = self._causal_threads.get(thread, 0) + 1
-        try:
+        with causal_block(self):
             yield
-        finally:
-            self._causal_threads[thread] -= 1
-            if not self._causal_threads[thread]:
-                del self._causal_threads[thread]
 
     @property
     def is_causal(self) -> bool:
-        """Whether this thread is inside of `causal()`; for a compiled model, whether any thread is."""
-        if not self._causal_threads:
-            return False
-        return torch.compiler.is_compiling() or threading.get_ident() in self._causal_threads
+        """Whether this thread is inside of `causal()`."""
+        return is_causal(self)
 
     def settle(self, begun: ForwardPass, arguments: dict[str, Any], config: Any) -> None:
         """Give a pass the checked ids (batch, past + new) of its call, or None where the causal mask is exact.
@@ -84,19 +74,30 @@ class SegmentState:
         new = tokens.shape[1]
         if segment_ids is None and new == 1:
             return  # the newest token sees everything before it under either rule
+        compiling = torch.compiler.is_compiling()
+        use_cache = arguments.get("use_cache")
+        use_cache = bool(getattr(config, "use_cache", False) if use_cache is None else use_cache)
+        try:
+            ids = self._checked(segment_ids, tokens, arguments, use_cache)
+            # Without segments the stock path is exact; a compiled graph cannot look, and builds the mask.
+            if compiling or bool((ids >= 0).any()):
+                begun.mask_was_built = _is_prepared(arguments.get("attention_mask"))
+                begun.segment_ids = ids
+                begun.borders = _borders(arguments, use_cache)
+        except SegmentError as error:
+            if not compiling:
+                raise
+            # Raised here, it would come out as an error of the compiler's.
+            begun.segment_ids, begun.mask_was_built = refuse(tokens, str(error)), True
+
+    def _checked(self, segment_ids: Any, tokens: Tensor, arguments: dict[str, Any], use_cache: bool) -> Tensor:
+        """The ids of a call, given or derived, checked, (batch, past + new)."""
         past = _cached_length(arguments.get("past_key_values"))
         if segment_ids is None:
             segment_ids = self._derive(arguments.get("input_ids"), padding_of(arguments.get("attention_mask")), past)
         check_inputs(segment_ids, tokens)
-        use_cache = arguments.get("use_cache")
-        use_cache = bool(getattr(config, "use_cache", False) if use_cache is None else use_cache)
-        ids = checked_ids(segment_ids, arguments, past, use_cache)
-        # Without segments the stock path is exact; a compiled graph cannot look, and builds the mask.
-        if torch.compiler.is_compiling() or bool((ids >= 0).any()):
-            begun.segment_ids = ids
-            begun.mask_was_built = _is_prepared(arguments.get("attention_mask"))
+        return checked_ids(segment_ids, arguments, past, use_cache)
 
-    @torch.compiler.disable
     def _derive(self, input_ids: Tensor | None, padding: Tensor | None, past: int) -> Tensor:
         if self.segmenter is None:
             raise SegmentError(
@@ -110,7 +111,15 @@ class SegmentState:
                 f"segment_ids is missing for {input_ids.shape[1]} new tokens after {past} cached ones, and the new "
                 f"tokens alone do not tell the segmentation. {_WAYS_OUT}; ids cover cached and new tokens"
             )
-        return self.segmenter.segment_ids(input_ids, padding)
+        return _derived(self.segmenter, input_ids, padding)
+
+
+@torch.compiler.disable(
+    reason="a segmenter reads token ids in plain Python; with fullgraph=True, pass "
+    "segment_ids=segmenter.segment_ids(input_ids, attention_mask)"
+)
+def _derived(segmenter: "Segmenter", input_ids: Tensor, padding: Tensor | None) -> Tensor:
+    return segmenter.segment_ids(input_ids, padding)
 
 
 def _is_prepared(attention_mask: Any) -> bool:
@@ -127,5 +136,20 @@ def _is_prepared(attention_mask: Any) -> bool:
     return bool(prepared)
 
 
+def _borders(arguments: dict[str, Any], use_cache: bool) -> Tensor | None:
+    """Where packed documents begin, (batch or 1, length), if the call is one in which transformers looks for them."""
+    hidden = use_cache or any(arguments.get(name) is not None for name in ("attention_mask", "past_key_values"))
+    position_ids = arguments.get("position_ids")
+    if hidden or not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or position_ids.shape[1] == 1:
+        return None
+    return document_borders(position_ids)
+
+
 def _cached_length(cache: Any) -> int:
-    return 0 if cache is None else int(cache.get_seq_length())
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise SegmentError(
+            f"past_key_values is a {type(cache).__name__}; expected a transformers Cache, e.g. DynamicCache"
+        )
+    return int(cache.get_seq_length())
