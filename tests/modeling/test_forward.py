@@ -109,12 +109,13 @@ def test_loss_and_gradients_equal_a_run_with_a_hand_built_mask():
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(reentrant):
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_gradient_checkpointing_changes_nothing(name, reentrant):
     ids, labels = tokens(), tokens()
     labels[torch.tensor(ROWS) >= 0] = -100
     gradients = []
     for checkpointed in (False, True):
-        model = segattn.enable(build()).train()
+        model = segattn.enable(build(name)).train()
         if checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()

@@ -68,6 +68,99 @@ def test_bad_calls_say_what_was_given(model, inputs, message):
     still_works(model)
 
 
+HUGE = torch.where(ROW < 0, ROW, ROW + 2**62)
+ACCEPTED = {
+    "int8": ROW.to(torch.int8),
+    "int16": ROW.to(torch.int16),
+    "int32": ROW.to(torch.int32),
+    "one row": ROW[0],
+    "other numbers": torch.tensor([[9, 9, 9, 9, 0, 0, -1, -1]]),
+    "numbers beyond 32 bits": HUGE,
+    "numbers that agree in their lower 32 bits": torch.where(ROW < 0, ROW, ROW * 2**32 + 5),
+    "the largest number": torch.where(ROW == 1, 2**63 - 1, ROW),
+    "not contiguous": torch.stack([ROW[0], ROW[0] + 1], 1).T[:1],
+    "every second of a longer row": ROW.repeat_interleave(2, 1)[:, ::2],
+    "expanded": torch.zeros(1, 1, dtype=torch.int64).expand(1, 8),
+    "without the causal end": ROW[:, :6],
+}
+
+
+@pytest.mark.parametrize("ids", ACCEPTED.values(), ids=ACCEPTED)
+def test_ids_of_other_shapes_and_types_that_say_the_same(model, ids):
+    before = ids.clone()
+    row = [0] * 8 if ids.stride() == (0, 0) or ids.unique().numel() == 1 else ROW[0].tolist()
+    stock = build()
+    with torch.no_grad():
+        want = stock(IDS, attention_mask=hand_mask(stock, [row], "sdpa")).logits
+        torch.testing.assert_close(model(IDS, segment_ids=ids).logits, want, atol=1e-5, rtol=0)
+    assert torch.equal(ids, before), "the caller's ids were changed"
+    still_works(model)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.float32])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding_masks_of_other_types(kind, implementation):
+    ids, real = tokens(2, 8), torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
+    rows = [[-1, -1, 0, 0, 0, 1, 1, -1], [0, 0, 0, 0, 1, 1, -1, -1]]
+    positions = (real.cumsum(-1) - 1).clamp(min=0)
+    stock = build(implementation=implementation)
+    mask = hand_mask(stock, rows, implementation, real.tolist())
+    enabled = segattn.enable(build(implementation=implementation))
+    with torch.no_grad():
+        want = stock(ids, attention_mask=mask, position_ids=positions).logits
+        got = enabled(ids, attention_mask=real.to(kind), segment_ids=torch.tensor(rows), position_ids=positions).logits
+    torch.testing.assert_close(got[real.bool()], want[real.bool()], atol=1e-5, rtol=0)
+
+
+def test_a_row_of_padding_leaves_the_others_alone(model):
+    ids, real = IDS.repeat(2, 1), torch.tensor([[0] * 8, [1] * 8])
+    with torch.no_grad():
+        alone = model(IDS, segment_ids=ROW).logits
+        both = model(ids, attention_mask=real, segment_ids=torch.cat([torch.full_like(ROW, -1), ROW])).logits
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
+    assert both.isfinite().all()
+    with pytest.raises(segattn.SegmentError, match=r"segment_ids\[0, 0\] is 0 on a padding token"):
+        model(ids, attention_mask=real, segment_ids=torch.cat([ROW, ROW]))
+    still_works(model)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (1, 0), (0, 0)])
+def test_empty_batches(model, shape):
+    empty = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(segattn.SegmentError, match="at least one row and one token"):
+        model(empty, segment_ids=empty)
+    still_works(model)
+
+
+def test_inputs_that_are_not_a_number(model):
+    """NaN is the caller's; the pass that it ran through must not reach the next one."""
+    embeds = torch.full((1, 8, 32), torch.nan)
+    with torch.no_grad():
+        assert model(inputs_embeds=embeds, segment_ids=ROW).logits.isnan().all()
+    still_works(model)
+
+
+def test_inputs_on_another_device_than_the_ids(model):
+    with pytest.raises(segattn.SegmentError, match="segment_ids is on cpu and the inputs on meta"):
+        model(inputs_embeds=torch.zeros(1, 8, 32, device="meta"), segment_ids=ROW)
+    still_works(model)
+
+
+def test_a_segmenter_that_raises(model):
+    class Broken:
+        def segment_ids(self, input_ids, attention_mask=None):
+            raise RuntimeError("no markers")
+
+        def to_dict(self):
+            return {}
+
+    segattn.enable(model, Broken())
+    for call in (model, model.model, model.generate):
+        with pytest.raises(RuntimeError, match="no markers"):
+            call(IDS)
+        still_works(model)
+
+
 def test_labels_that_leak_are_refused(model):
     with pytest.raises(segattn.LabelLeakError, match="row 0, position 1"):
         model(IDS, segment_ids=ROW, labels=IDS)
@@ -87,31 +180,10 @@ def test_a_cache_that_ends_inside_a_segment_is_refused(model):
     still_works(model)
 
 
-@pytest.mark.parametrize("option", ["prefill_chunk_size", "token_healing"])
-def test_generation_options_that_cut_segments_are_refused(model, option):
-    with pytest.raises(segattn.UnsupportedModelError, match=option):
-        model.generate(IDS, segment_ids=ROW, max_new_tokens=2, **{option: 4})
-    config = transformers.GenerationConfig(max_new_tokens=2, **{option: 4})
-    with pytest.raises(segattn.UnsupportedModelError, match=option):
-        model.generate(IDS, config, segment_ids=ROW)
-    still_works(model)
-
-
 def test_generate_without_segments_is_refused(model):
     with pytest.raises(segattn.SegmentError, match=r"generate\(\) got no segment_ids"):
         model.generate(IDS, max_new_tokens=2)
     still_works(model)
-
-
-def test_a_draft_model_that_is_not_enabled_is_refused(model):
-    with pytest.raises(segattn.UnsupportedModelError, match=r"segattn.enable\(assistant_model\)"):
-        model.generate(IDS, segment_ids=ROW, assistant_model=build(seed=1), max_new_tokens=2)
-    still_works(model)
-
-
-def test_continuous_batching_is_refused(model):
-    with pytest.raises(segattn.UnsupportedModelError, match="paged attention"):
-        model.generate_batch([[3, 4]])
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "paged|sdpa"])
@@ -220,3 +292,16 @@ def test_the_stock_config_is_never_changed():
     config = stock.config
     segattn.enable(stock)
     assert config.to_dict() == before
+
+
+def test_a_mask_prepared_for_other_segments_is_refused(model):
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    inputs = model.prepare_inputs_for_generation(
+        IDS, segment_ids=ROW, past_key_values=cache, attention_mask=torch.ones_like(IDS), is_first_iteration=True
+    )
+    other = torch.tensor([[0] * 7 + [-1]])
+    with pytest.raises(segattn.SegmentError, match="prepared for other segment_ids"):
+        model(**{**inputs, "segment_ids": other})
+    still_works(model)

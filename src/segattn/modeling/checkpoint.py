@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling.enable import CONFIG_KEY, enable, is_enabled, segmenter_of
+from segattn.modeling.adapters import Recorded
+from segattn.modeling.enable import CONFIG_KEY, enable, is_enabled
+from segattn.modeling.families import pretrained_model_of
 
 __all__ = ["SEGMENTATION_FILE", "from_pretrained", "read_segmentation", "save_pretrained", "write_segmentation"]
 
@@ -65,14 +67,19 @@ def _move_into(source: Path, target: Path) -> None:
             file.replace(destination)
 
 
-def write_segmentation(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write an enabled model's segmentation beside its adapter, atomically."""
-    segmenter = segmenter_of(model)
-    entry = {"format": _FORMAT, "segmenter": None if segmenter is None else segmenter.to_dict()}
-    target = Path(path) / SEGMENTATION_FILE
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(target)
+def write_segmentation(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write an enabled model's segmentation beside each of its adapters that lies under `path`, atomically."""
+    state = vars(pretrained_model_of(model))["_segattn_state"]
+    for name in model.peft_config:
+        folder = Path(path) if name == "default" else Path(path) / name  # as PEFT saves them
+        if not (folder / "adapter_config.json").is_file() or not state.adapters.get(name, Recorded(True, None)).found:
+            continue
+        segmenter = state.recorded({name})
+        entry = {"format": _FORMAT, "segmenter": None if segmenter is None else segmenter.to_dict()}
+        target = folder / SEGMENTATION_FILE
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(target)
 
 
 def read_segmentation(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ def enable(model: Model, segmenter: "Segmenter | None" = None, *, allow_partial:
         state.segmenter = segmenter
     inner.config.segment_attention = {
         "format": 1,
-        "segmenter": None if state.segmenter is None else state.segmenter.to_dict(),
+        "segmenter": None if state.own_segmenter is None else state.own_segmenter.to_dict(),
     }
     if model is not inner and hasattr(model, "peft_config") and stock_class(type(model)) is type(model):
         model.__class__ = enabled_class(type(model), adapter=True)
@@ -208,9 +208,6 @@ def _install(model: nn.Module, inner: Any, segmenter: "Segmenter | None") -> Seg
     handles = []
     # Trainers call what lies under the head; a model with a vision tower has another whole model between.
     for depth, module in enumerate(dict.fromkeys((inner, inner.base_model, backbone))):
-        # The model's own pass begins in the forward of its enabled class, unless device_map put another before that.
-        if module is inner and "forward" not in vars(inner):
-            continue
         begin = BeginPass(state, parameter_names(stock_class(type(module)).forward), depth)
         handles.append(module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True))
         handles.append(module.register_forward_hook(EndPass(), always_call=True))

@@ -82,7 +82,7 @@ def causal_block(state: "SegmentState") -> Iterator[None]:
         slot.causal = slot.causal[:ending] + slot.causal[ending + 1 :]
 
 
-def begin(state: "SegmentState", owner: object, depth: int = 0) -> ForwardPass | None:
+def begin(state: "SegmentState", owner: object, depth: int = 0, *, told: bool = False) -> ForwardPass | None:
     """Begin a pass, unless `owner` was called from within a pass of the same model: then return None.
 
     Args:
@@ -90,10 +90,11 @@ def begin(state: "SegmentState", owner: object, depth: int = 0) -> ForwardPass |
         owner: who will `end` the pass.
         depth: of the owner. A pass of the same or a greater depth that seems to run around it is what an interrupt left
             behind, and is dropped.
+        told: whether the owner was given segment ids, which no module inside of a pass is: that pass is dropped too.
     """
     around = current()
     if around is not None and around.state is state:
-        if around.depth < depth:
+        if around.depth < depth and not told:
             return None
         around = around.outer
     begun = ForwardPass(state, owner, depth, around)

@@ -14,7 +14,7 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.families import pretrained_model_of
 from segattn.modeling.forward_pass import begin, end
 from segattn.modeling.hooks import call_arguments, parameter_names
-from segattn.modeling.inputs import check_inputs
+from segattn.modeling.inputs import check_inputs, checked_ids
 from segattn.modeling.state import SegmentState
 from segattn.segments import CAUSAL, as_rows, check_segment_ids
 
@@ -184,13 +184,16 @@ def _derived(state: SegmentState, prompt: Tensor | None, given: dict[str, Any]) 
     return state.segmenter.segment_ids(prompt, padding)
 
 
+def _cached(given: dict[str, Any]) -> int:
+    cache = given.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def _check_chunks(ids: Tensor, chunk: int | None, given: dict[str, Any]) -> None:
     """Refuse a prefill in chunks of which one would end inside a segment."""
     if not chunk:
         return
-    cache = given.get("past_key_values")
-    past = 0 if cache is None else int(cache.get_seq_length())
-    for end_of_chunk in range(past + chunk, ids.shape[1], chunk):
+    for end_of_chunk in range(_cached(given) + chunk, ids.shape[1], chunk):
         _refuse_cut(ids, end_of_chunk, f"a chunk of the prefill (prefill_chunk_size={chunk})")
 
 
@@ -234,6 +237,10 @@ def _prepare_inputs(cls: type[Any]) -> Any:
         if in_prompt and segment_ids is not None:
             tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
             inputs["segment_ids"] = segment_ids.to(tokens.device)
+            if not state.is_causal and _has_mask(inputs):
+                # The forward will see no padding any more: what is checked with it is checked here.
+                with_padding = {**inputs, "attention_mask": given.get("attention_mask")}
+                checked_ids(inputs["segment_ids"], with_padding, _cached(given), use_cache=True)
         elif in_prompt and not state.is_causal and _has_mask(inputs):
             raise SegmentError(
                 "prepare_inputs_for_generation() got no segment_ids, and a static cache has its mask built here; pass "
@@ -247,10 +254,9 @@ def _prepare_inputs(cls: type[Any]) -> Any:
 
 def _run_so_far(ids: Tensor, given: dict[str, Any], new: int) -> Tensor:
     """Return the segment ids up to the last token of this pass, which a prefill in chunks ends before the prompt."""
-    cache, embeds = given.get("past_key_values"), given.get("inputs_embeds")
-    if embeds is not None and given.get("is_first_iteration", False):
+    if given.get("inputs_embeds") is not None and given.get("is_first_iteration", False):
         return ids
-    total = new + (0 if cache is None else int(cache.get_seq_length()))
+    total = new + _cached(given)
     if not 0 < total < ids.shape[1]:
         return ids
     _refuse_cut(ids, total, "this pass")

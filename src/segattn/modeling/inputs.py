@@ -52,7 +52,9 @@ def checked_ids(segment_ids: Tensor, arguments: dict[str, Any], past: int, use_c
         check_segment_ids(ids)
     ids = pad_segment_ids(ids, past + new)
     padding = _fitting_padding(arguments.get("attention_mask"), ids)
-    position_ids = _fitting_positions(arguments.get("position_ids"), tokens, past)
+    # A mask that generation has prepared hides the padding; prepare_inputs_for_generation has checked the positions.
+    prepared = padding is None and arguments.get("attention_mask") is not None
+    position_ids = None if prepared else _fitting_positions(arguments.get("position_ids"), tokens, past)
     labels, shift_labels = (_fitting_labels(arguments.get(name), name) for name in ("labels", "shift_labels"))
     check = _check_values if torch.compiler.is_compiling() else _checked_values
     return check(ids, padding, position_ids, labels, shift_labels, past, use_cache)

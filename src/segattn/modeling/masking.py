@@ -48,7 +48,7 @@ def _mask_function(base: str) -> Callable[..., Any]:
             result = stock(**arguments) if bias is None else _opened(base, arguments, causal_or_local, bias)
             under_way.mask_was_built = True
         if result is not None and not torch.compiler.is_compiling():
-            setattr(result, PREPARED, True)
+            setattr(result, PREPARED, (under_way.segment_ids,))
         return result
 
     return mask

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from segattn.errors import SegmentError, UnsupportedModelError
+from segattn.modeling.adapters import Recorded, active_adapters, agreed, refuse_virtual_tokens
 from segattn.modeling.forward_pass import ForwardPass, causal_block, is_causal
 from segattn.modeling.inputs import check_inputs, checked_ids, document_borders, padding_of, refuse
+from segattn.segments import pad_segment_ids
 
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PREPARED", "SegmentState"]
 
 PREPARED = "_segattn_prepared"
-"""Attribute that marks a 4D mask which our own mask function has built (generation prepares some ahead)."""
+"""Attribute of a 4D mask that our own mask function has built (generation prepares some ahead): (its segment ids,)."""
 
 _WAYS_OUT = "Pass segment_ids, or run causally on purpose with `with segattn.causal(model): ...`"
 
@@ -27,8 +29,41 @@ class SegmentState:
 
     def __init__(self, base_implementation: str, segmenter: "Segmenter | None") -> None:
         self.base_implementation = base_implementation
-        self.segmenter = segmenter
         self.opening_bias: float | None = None
+        self.adapters: dict[str, Recorded] = {}
+        self._adapted: Any = None  # the model that holds the adapters
+        self.own_segmenter = segmenter
+
+    @property
+    def segmenter(self) -> "Segmenter | None":
+        """Of the active adapter if it was loaded with one, of the model otherwise.
+
+        Raises:
+            SegmentError: the active adapters were saved with different segmentations, or without one.
+        """
+        return self.recorded()
+
+    @segmenter.setter
+    def segmenter(self, segmenter: "Segmenter | None") -> None:
+        self.own_segmenter = segmenter
+        self.adapters.clear()
+
+    def record(self, model: Any, name: str, recorded: Recorded) -> None:
+        """Note what an adapter that was loaded into `model` says of its segmentation."""
+        self._adapted = model
+        self.adapters[name] = recorded
+
+    def recorded(self, names: "set[str] | None" = None) -> "Segmenter | None":
+        """Return the segmenter that adapters were saved with, those that are active by default.
+
+        Raises:
+            SegmentError: they were saved with different segmentations, or one without.
+        """
+        own = Recorded(True, self.own_segmenter)
+        if not self.adapters:
+            return self.own_segmenter
+        names = active_adapters(self._adapted) if names is None else names
+        return agreed({name: self.adapters.get(name, own) for name in sorted(names)} or {"": own}).segmenter
 
     @property
     def implementation(self) -> str:
@@ -75,13 +110,15 @@ class SegmentState:
         if segment_ids is None and new == 1:
             return  # the newest token sees everything before it under either rule
         compiling = torch.compiler.is_compiling()
+        if not compiling and (arguments.get("input_ids") is None or arguments.get("past_key_values") is not None):
+            refuse_virtual_tokens(self)  # virtual tokens come as embeddings or as a cache
         use_cache = arguments.get("use_cache")
         use_cache = bool(getattr(config, "use_cache", False) if use_cache is None else use_cache)
         try:
             ids = self._checked(segment_ids, tokens, arguments, use_cache)
             # Without segments the stock path is exact; a compiled graph cannot look, and builds the mask.
             if compiling or bool((ids >= 0).any()):
-                begun.mask_was_built = _is_prepared(arguments.get("attention_mask"))
+                begun.mask_was_built = _is_prepared(arguments.get("attention_mask"), ids)
                 begun.segment_ids = ids
                 begun.borders = _borders(arguments, use_cache)
         except SegmentError as error:
@@ -92,14 +129,17 @@ class SegmentState:
 
     def _checked(self, segment_ids: Any, tokens: Tensor, arguments: dict[str, Any], use_cache: bool) -> Tensor:
         """The ids of a call, given or derived, checked, (batch, past + new)."""
+        segmenter = self.recorded()  # also with ids given: adapters that do not agree, or were tuned causally
         past = _cached_length(arguments.get("past_key_values"))
         if segment_ids is None:
-            segment_ids = self._derive(arguments.get("input_ids"), padding_of(arguments.get("attention_mask")), past)
+            padding = padding_of(arguments.get("attention_mask"))
+            segment_ids = self._derive(segmenter, arguments.get("input_ids"), padding, past)
         check_inputs(segment_ids, tokens)
         return checked_ids(segment_ids, arguments, past, use_cache)
 
-    def _derive(self, input_ids: Tensor | None, padding: Tensor | None, past: int) -> Tensor:
-        if self.segmenter is None:
+    @staticmethod
+    def _derive(segmenter: "Segmenter | None", input_ids: Tensor | None, padding: Tensor | None, past: int) -> Tensor:
+        if segmenter is None:
             raise SegmentError(
                 "segment_ids is missing, and the model was enabled without a segmenter. "
                 f"{_WAYS_OUT}, or enable(model, segmenter=segattn.Segmenter.from_tokenizer(tokenizer))"
@@ -111,7 +151,7 @@ class SegmentState:
                 f"segment_ids is missing for {input_ids.shape[1]} new tokens after {past} cached ones, and the new "
                 f"tokens alone do not tell the segmentation. {_WAYS_OUT}; ids cover cached and new tokens"
             )
-        return _derived(self.segmenter, input_ids, padding)
+        return _derived(segmenter, input_ids, padding)
 
 
 @torch.compiler.disable(
@@ -122,18 +162,32 @@ def _derived(segmenter: "Segmenter", input_ids: Tensor, padding: Tensor | None) 
     return segmenter.segment_ids(input_ids, padding)
 
 
-def _is_prepared(attention_mask: Any) -> bool:
-    """Whether the mask is one that our mask function has built ahead; any other mask of more than 2 axes is refused."""
+def _is_prepared(attention_mask: Any, ids: Tensor) -> bool:
+    """Whether the mask was built ahead, by our mask function, from these ids; any other 4D mask is refused."""
     masks = list(attention_mask.values()) if isinstance(attention_mask, dict) else [attention_mask]
     prepared = [mask for mask in masks if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)]
     for mask in prepared:
-        if not getattr(mask, PREPARED, False):
+        built_from = getattr(mask, PREPARED, None)
+        if built_from is None:
             shape = tuple(mask.shape) if hasattr(mask, "shape") else type(mask).__name__
             raise SegmentError(
                 f"attention_mask is a prepared mask {shape}, which would replace the segment mask; pass the 2D "
                 "padding mask (batch, length), or disable(model) to use your own"
             )
+        if not torch.compiler.is_compiling() and not _same_segments(built_from[0], ids):
+            raise SegmentError(
+                "attention_mask was prepared for other segment_ids than those of this call; prepare the inputs again, "
+                "or pass the 2D padding mask (batch, length)"
+            )
     return bool(prepared)
+
+
+def _same_segments(built_from: Tensor | None, ids: Tensor) -> bool:
+    """Whether two segmentations are the same; tokens that one of them lacks are causal."""
+    if built_from is None:
+        return not bool((ids >= 0).any())
+    length = max(built_from.shape[1], ids.shape[1])
+    return torch.equal(pad_segment_ids(built_from, length), pad_segment_ids(ids, length))
 
 
 def _borders(arguments: dict[str, Any], use_cache: bool) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from segattn.modeling.adapters import adapter_members, load_members
 from segattn.modeling.forward_pass import begin, current, end
 from segattn.modeling.generation import generation_members, with_segment_ids
 from segattn.modeling.hooks import call_arguments, parameter_names
@@ -34,8 +35,9 @@ def _enabled_class(cls: Any, adapter: bool) -> type[Any]:
         "__reduce_ex__": functools.partialmethod(_reduce, cls, adapter),
     }
     if adapter:
-        members["save_pretrained"] = _adapter_save(cls)
+        members.update(adapter_members(cls))
     else:
+        members.update(load_members(cls))
         members["forward"] = _forward(cls)
         if hasattr(cls, "generate"):
             members.update(generation_members(cls))
@@ -88,15 +90,3 @@ def _forward(cls: type[Any]) -> Any:
 
     forward.__signature__ = with_segment_ids(signature)  # type: ignore[attr-defined]
     return forward
-
-
-def _adapter_save(cls: type[Any]) -> Any:
-    @functools.wraps(cls.save_pretrained)
-    def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> Any:
-        from segattn.modeling.checkpoint import write_segmentation
-
-        result = cls.save_pretrained(self, save_directory, *args, **kwargs)
-        write_segmentation(self, save_directory)
-        return result
-
-    return save_pretrained
