@@ -398,3 +398,13 @@ def test_an_adapter_that_transformers_itself_loads(tmp_path, chat):
     with torch.no_grad():
         want = stock(chat[0], attention_mask=hand_mask(stock, chat[1]["turns"], "sdpa")).logits
     torch.testing.assert_close(got(model, chat), want, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_loaded_around_an_enabled_model_is_refused_until_it_is_enabled(tmp_path, chat):
+    save_adapter(tmp_path / "prefix", 1, "prefix")
+    inside = segattn.enable(base(), segattn.Segmenter.from_tokenizer(make_tokenizer()))
+    wrapped = peft.PeftModel.from_pretrained(inside, str(tmp_path / "prefix")).eval()
+    with pytest.raises(segattn.SegmentError, match="'default' was loaded around an enabled model"):
+        got(wrapped, chat)
+    segattn.enable(wrapped, segattn.Segmenter.from_tokenizer(make_tokenizer(), policy="prefix"))
+    torch.testing.assert_close(got(wrapped, chat), wanted(chat, 1, "prefix"), atol=1e-5, rtol=0)

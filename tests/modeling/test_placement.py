@@ -1,6 +1,7 @@
 """Models whose weights lie elsewhere or are stored otherwise: device_map, offloading, quantized layers."""
 
 import copy
+import functools
 
 import accelerate
 import pytest
@@ -103,8 +104,7 @@ def test_a_forward_that_was_put_on_the_instance():
         model = build()
         if first == "enable":
             segattn.enable(model)
-        stock_forward = transformers.LlamaForCausalLM.forward
-        model.forward = lambda *args, stock=model, **kwargs: stock_forward(stock, *args, **kwargs)
+        model.forward = functools.partial(transformers.LlamaForCausalLM.forward, model)
         segattn.enable(model)
         follows(model, build())
         with pytest.raises(segattn.LabelLeakError):

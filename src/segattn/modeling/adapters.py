@@ -132,7 +132,7 @@ def _load_adapter(cls: type[Any]) -> Any:
         if state is not None and path is not None:
             saved = None if entry is None else entry["segmenter"]
             segmenter = None if saved is None else Segmenter.from_dict(saved)
-            state.record(inner, name, Recorded(entry is not None, segmenter))
+            state.adapters[name] = Recorded(entry is not None, segmenter)
         return result
 
     return load_adapter

@@ -201,7 +201,7 @@ def _probe_installed(
 
 
 def _install(model: nn.Module, inner: Any, segmenter: "Segmenter | None") -> SegmentState:
-    state = SegmentState(check_backend(inner), segmenter)
+    state = SegmentState(inner, check_backend(inner), segmenter)
     backbone = backbone_of(inner)
     # Other models may share this config object: give this one its own before changing it.
     stock_configs = _replace_configs(model, inner, backbone, state.implementation)

@@ -27,12 +27,12 @@ _WAYS_OUT = "Pass segment_ids, or run causally on purpose with `with segattn.cau
 class SegmentState:
     """The switches of one enabled model."""
 
-    def __init__(self, base_implementation: str, segmenter: "Segmenter | None") -> None:
+    def __init__(self, model: Any, base_implementation: str, segmenter: "Segmenter | None") -> None:
         self.base_implementation = base_implementation
         self.opening_bias: float | None = None
         self.adapters: dict[str, Recorded] = {}
-        self._adapted: Any = None  # the model that holds the adapters
-        self.own_segmenter = segmenter
+        self._model = model
+        self.segmenter = segmenter
 
     @property
     def segmenter(self) -> "Segmenter | None":
@@ -47,11 +47,8 @@ class SegmentState:
     def segmenter(self, segmenter: "Segmenter | None") -> None:
         self.own_segmenter = segmenter
         self.adapters.clear()
-
-    def record(self, model: Any, name: str, recorded: Recorded) -> None:
-        """Note what an adapter that was loaded into `model` says of its segmentation."""
-        self._adapted = model
-        self.adapters[name] = recorded
+        # The adapters that are there now follow the segmenter that is set now.
+        self._governed = set(getattr(self._model, "peft_config", None) or ())
 
     def recorded(self, names: "set[str] | None" = None) -> "Segmenter | None":
         """Return the segmenter that adapters were saved with, those that are active by default.
@@ -59,11 +56,20 @@ class SegmentState:
         Raises:
             SegmentError: they were saved with different segmentations, or one without.
         """
-        own = Recorded(True, self.own_segmenter)
-        if not self.adapters:
+        own, configs = Recorded(True, self.own_segmenter), getattr(self._model, "peft_config", None)
+        if not configs:
             return self.own_segmenter
-        names = active_adapters(self._adapted) if names is None else names
-        return agreed({name: self.adapters.get(name, own) for name in sorted(names)} or {"": own}).segmenter
+        records = {}
+        for name in sorted(active_adapters(self._model) if names is None else names):
+            records[name] = self.adapters.get(name, own)
+            known = name in self.adapters or name in self._governed
+            if not known and getattr(configs.get(name), "inference_mode", False):
+                raise SegmentError(
+                    f"the adapter {name!r} was loaded around an enabled model, past everything that could read its "
+                    "segmentation; call segattn.enable(model, segmenter) on the wrapped model, or load it with "
+                    "segattn.from_pretrained or model.load_adapter"
+                )
+        return agreed(records or {"": own}).segmenter
 
     @property
     def implementation(self) -> str:
