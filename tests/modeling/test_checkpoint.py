@@ -9,7 +9,7 @@ import transformers
 
 import segattn
 from modeling.tiny import build, tokens
-from segattn.modeling.checkpoint import SEGMENTATION_FILE, read_segmentation
+from segattn.modeling.segmentation_entry import SEGMENTATION_FILE, read_segmentation
 
 CHAT = [
     {"role": "system", "content": "Answer in one word."},

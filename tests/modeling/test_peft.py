@@ -12,7 +12,7 @@ import segattn
 from cli.tiny_chat import make_tokenizer
 from modeling.generating import run_by_hand
 from modeling.tiny import build, hand_mask, tokens
-from segattn.modeling.checkpoint import SEGMENTATION_FILE
+from segattn.modeling.segmentation_entry import SEGMENTATION_FILE
 
 IDS = tokens()
 ROWS = [[-1] + [4] * 6 + [0] * 5 + [-1] * 2, [0] * 9 + [-1] * 3 + [1] * 2]
@@ -408,3 +408,11 @@ def test_an_adapter_loaded_around_an_enabled_model_is_refused_until_it_is_enable
         got(wrapped, chat)
     segattn.enable(wrapped, segattn.Segmenter.from_tokenizer(make_tokenizer(), policy="prefix"))
     torch.testing.assert_close(got(wrapped, chat), wanted(chat, 1, "prefix"), atol=1e-5, rtol=0)
+
+
+def test_a_merged_model_records_what_was_merged_into_it(several, tmp_path):
+    several.set_adapter("second")
+    merged = several.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    saved = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert saved["segment_attention"]["segmenter"]["policy"] == "prefix"

@@ -199,7 +199,7 @@ def load_segmenter(name: str, policy: str | None) -> tuple[Any, Any]:
 
 
 def _recorded(path: str) -> dict[str, Any] | None:
-    from segattn.modeling.checkpoint import read_segmentation
+    from segattn.modeling.segmentation_entry import read_segmentation
 
     return read_segmentation(path)
 

@@ -5,18 +5,29 @@ enabled model brings its own along, and the model follows the adapter that is ac
 """
 
 import functools
+import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segattn.errors import SegmentError, UnsupportedModelError
+from segattn.modeling.segmentation_entry import CONFIG_KEY, SEGMENTATION_FILE, entry_of, read_segmentation
 
 if TYPE_CHECKING:
     from segattn.modeling.state import SegmentState
     from segattn.templates import Segmenter
 
-__all__ = ["Recorded", "active_adapters", "adapter_members", "agreed", "load_members", "refuse_virtual_tokens"]
+__all__ = [
+    "Recorded",
+    "active_adapters",
+    "adapter_members",
+    "agreed",
+    "load_members",
+    "refuse_virtual_tokens",
+    "write_segmentation",
+]
 
 
 @dataclass(frozen=True)
@@ -59,16 +70,12 @@ def agreed(records: dict[str, Recorded]) -> Recorded:
             )
     (first, record), *others = records.items()
     for name, other in others:
-        if _entry(other) != _entry(record):
+        if entry_of(other.segmenter) != entry_of(record.segmenter):
             raise SegmentError(
                 f"the adapters {first!r} and {name!r} are both active and were saved with different segmentations; "
                 f"activate one of them (model.set_adapter), or {overrule}"
             )
     return record
-
-
-def _entry(record: Recorded) -> Any:
-    return None if record.segmenter is None else record.segmenter.to_dict()
 
 
 def refuse_virtual_tokens(state: "SegmentState") -> None:
@@ -118,7 +125,6 @@ def _inner(model: Any) -> Any:
 def _load_adapter(cls: type[Any]) -> Any:
     @functools.wraps(cls.load_adapter)
     def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from segattn.modeling.checkpoint import read_segmentation
         from segattn.templates import Segmenter
 
         # PEFT calls it model_id, transformers peft_model_id; a state dict instead of a path comes from no checkpoint.
@@ -138,11 +144,23 @@ def _load_adapter(cls: type[Any]) -> Any:
     return load_adapter
 
 
+def write_segmentation(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write an enabled model's segmentation beside each of its adapters that lies under `path`, atomically."""
+    state: SegmentState = vars(_inner(model))["_segattn_state"]
+    for name in model.peft_config:
+        folder = Path(path) if name == "default" else Path(path) / name  # as PEFT saves them
+        if not (folder / "adapter_config.json").is_file() or not state.adapters.get(name, Recorded(True, None)).found:
+            continue
+        entry = entry_of(state.recorded({name}))
+        target = folder / SEGMENTATION_FILE
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+
 def _save_pretrained(cls: type[Any]) -> Any:
     @functools.wraps(cls.save_pretrained)
     def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> Any:
-        from segattn.modeling.checkpoint import write_segmentation
-
         result = cls.save_pretrained(self, save_directory, *args, **kwargs)
         write_segmentation(self, save_directory)
         return result
@@ -157,4 +175,5 @@ def _merge_and_unload(self: Any, *args: Any, **kwargs: Any) -> Any:
     segmenter = state.recorded(set(names) if names else None)
     merged = self.base_model.merge_and_unload(*args, **kwargs)
     state.segmenter = segmenter
+    setattr(merged.config, CONFIG_KEY, entry_of(segmenter))
     return merged

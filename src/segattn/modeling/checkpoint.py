@@ -1,6 +1,5 @@
 """Save and load a model together with its segmentation: a checkpoint tuned one way must not run the other."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,16 +9,11 @@ from typing import Any
 from torch import nn
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling.adapters import Recorded
-from segattn.modeling.enable import CONFIG_KEY, enable, is_enabled
-from segattn.modeling.families import pretrained_model_of
+from segattn.modeling.adapters import write_segmentation
+from segattn.modeling.enable import enable, is_enabled
+from segattn.modeling.segmentation_entry import CONFIG_KEY, SEGMENTATION_FILE, checkpoint_file, read_segmentation
 
-__all__ = ["SEGMENTATION_FILE", "from_pretrained", "read_segmentation", "save_pretrained", "write_segmentation"]
-
-SEGMENTATION_FILE = "segment_attention.json"
-"""Beside an adapter, whose own config file carries no extra entries."""
-
-_FORMAT = 1
+__all__ = ["from_pretrained", "save_pretrained"]
 
 
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -67,72 +61,6 @@ def _move_into(source: Path, target: Path) -> None:
             file.replace(destination)
 
 
-def write_segmentation(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write an enabled model's segmentation beside each of its adapters that lies under `path`, atomically."""
-    state = vars(pretrained_model_of(model))["_segattn_state"]
-    for name in model.peft_config:
-        folder = Path(path) if name == "default" else Path(path) / name  # as PEFT saves them
-        if not (folder / "adapter_config.json").is_file() or not state.adapters.get(name, Recorded(True, None)).found:
-            continue
-        segmenter = state.recorded({name})
-        entry = {"format": _FORMAT, "segmenter": None if segmenter is None else segmenter.to_dict()}
-        target = folder / SEGMENTATION_FILE
-        partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(target)
-
-
-def read_segmentation(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any] | None:
-    """Return what a checkpoint records about its segmentation, None if it records nothing.
-
-    Args:
-        path: a folder or a hub id of a full model or an adapter.
-        hub: `revision`, `token`, `cache_dir`, ... for a hub id.
-
-    Raises:
-        SegmentError: the entry is malformed or of a later format.
-    """
-    for name in (SEGMENTATION_FILE, "config.json"):
-        file = _checkpoint_file(path, name, **hub)
-        if file is None:
-            continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            entry = content if name == SEGMENTATION_FILE else content.get(CONFIG_KEY)
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise SegmentError(
-                f"{file} is not a JSON object ({error}); the checkpoint is damaged, save it again"
-            ) from error
-        if entry is not None:
-            return _checked_entry(entry, file)
-    return None
-
-
-def _checked_entry(entry: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(entry, dict) or entry.get("format") != _FORMAT or "segmenter" not in entry:
-        raise SegmentError(
-            f"{file} holds a segmentation that this version cannot read: {json.dumps(entry)[:200]}; expected "
-            f'{{"format": {_FORMAT}, "segmenter": ...}}. A newer segattn may have written it: upgrade'
-        )
-    return entry
-
-
-def _checkpoint_file(path: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
-    if Path(path).is_dir():
-        file = Path(path) / name
-        return file if file.is_file() else None
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        str(path),
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )
-    return None if found is None else Path(found)
-
-
 def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> tuple[Any, Any]:
     """Load a checkpoint that was saved with its segmentation, enabled, with its tokenizer.
 
@@ -167,7 +95,7 @@ def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> tuple[Any, A
 def _load(path: str | os.PathLike[str], hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if _checkpoint_file(path, "adapter_config.json", **hub) is None:
+    if checkpoint_file(path, "adapter_config.json", **hub) is None:
         model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
         return model, AutoTokenizer.from_pretrained(path, **hub)
     from peft import PeftConfig, PeftModel
@@ -182,6 +110,6 @@ def _load(path: str | os.PathLike[str], hub: dict[str, Any], kwargs: dict[str, A
     model = AutoModelForCausalLM.from_pretrained(
         base, **{name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
     )
-    with_tokenizer = path if _checkpoint_file(path, "tokenizer_config.json", **hub) is not None else base
+    with_tokenizer = path if checkpoint_file(path, "tokenizer_config.json", **hub) is not None else base
     tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
     return PeftModel.from_pretrained(model, str(path), **hub), tokenizer

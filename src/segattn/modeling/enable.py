@@ -10,6 +10,7 @@ from torch import nn
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.families import backbone_of, check_backend, known_status, pretrained_model_of
 from segattn.modeling.hooks import BeginPass, EndPass, parameter_names
+from segattn.modeling.segmentation_entry import CONFIG_KEY, entry_of
 from segattn.modeling.state import SegmentState
 from segattn.modeling.verdict import ProbeInput, Verdict, causal_output, judge, probe_input
 from segattn.modeling.wrapping import enabled_class, stock_class
@@ -17,10 +18,7 @@ from segattn.modeling.wrapping import enabled_class, stock_class
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
 
-__all__ = ["CONFIG_KEY", "causal", "disable", "enable", "is_enabled", "probe", "segmenter_of", "set_opening"]
-
-CONFIG_KEY = "segment_attention"
-"""Where config.json records the segmentation of a checkpoint."""
+__all__ = ["causal", "disable", "enable", "is_enabled", "probe", "segmenter_of", "set_opening"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,10 +57,7 @@ def enable(model: Model, segmenter: "Segmenter | None" = None, *, allow_partial:
         state = _install_checked(model, inner, segmenter, allow_partial)
     elif segmenter is not None:
         state.segmenter = segmenter
-    inner.config.segment_attention = {
-        "format": 1,
-        "segmenter": None if state.own_segmenter is None else state.own_segmenter.to_dict(),
-    }
+    setattr(inner.config, CONFIG_KEY, entry_of(state.own_segmenter))
     if model is not inner and hasattr(model, "peft_config") and stock_class(type(model)) is type(model):
         model.__class__ = enabled_class(type(model), adapter=True)
     return model

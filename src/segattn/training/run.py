@@ -13,7 +13,7 @@ from transformers import IntervalStrategy
 from segattn.data import DataError, Encoder, Sample, load_samples
 from segattn.errors import UnsupportedModelError
 from segattn.modeling import enable, save_pretrained
-from segattn.modeling.checkpoint import read_segmentation
+from segattn.modeling.segmentation_entry import read_segmentation
 from segattn.training.collator import SegmentCollator
 from segattn.training.dataset import encode_dataset, held_out_samples
 from segattn.training.interrupt import GracefulStop
