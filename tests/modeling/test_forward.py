@@ -1,6 +1,7 @@
 """Logits of enabled models against stock models that are given hand-built masks."""
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -198,3 +199,22 @@ def test_positions_may_jump_where_no_documents_are_looked_for():
     torch.testing.assert_close(
         got, stock_logits("llama", "sdpa", ids, [ROWS[0]], position_ids=positions), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral-window"])
+def test_flex_attention_uncompiled(name):
+    model = segattn.enable(build(name, "flex_attention"))
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch warns that it builds all scores
+        got = model(tokens(), segment_ids=torch.tensor(ROWS)).logits
+    torch.testing.assert_close(got, stock_logits(name, "sdpa", tokens(), ROWS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_flex_attention_compiled():
+    model = segattn.enable(build("llama", "flex_attention", head_dim=16))
+    with torch.no_grad():
+        got = model(tokens(), segment_ids=torch.tensor(ROWS)).logits
+        stock = build("llama", head_dim=16)
+        want = stock(tokens(), attention_mask=hand_mask(stock, ROWS, "sdpa")).logits
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
