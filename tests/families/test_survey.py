@@ -5,7 +5,9 @@ import torch
 import transformers
 
 from families import pages
-from families.survey import families, quiet, read_rows, rows_file, survey_family
+from families.survey import families, oracle_error, quiet, read_rows, rows_file, survey_family
+from families.tiny_models import build
+from segattn.modeling import probe
 
 RELEASE = transformers.__version__
 surveyed = pytest.mark.skipif(
@@ -59,6 +61,15 @@ def test_a_run_of_every_family_comes_out_as_recorded(part):
         backends = {name: status(text) for name, text in want.backends.items() if name != "flex_attention"}
         assert {name: status(text) for name, text in found.backends.items()} == backends, family
         assert found.class_name == want.class_name
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", [False, True])
+def test_falcon_with_alibi(implementation, architecture):
+    """A variant of a listed class that computes its attention in another branch."""
+    model = build("falcon", implementation, alibi=True, new_decoder_architecture=architecture)
+    assert probe(model, 24).status == "exact"
+    assert oracle_error(model, implementation) <= 1e-5
 
 
 def status(text):
