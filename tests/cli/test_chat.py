@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pty
@@ -112,6 +113,15 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def interrupt(self, text, tries=20):
+        """Press Ctrl-C until `text` comes: between a prompt and the wait for a key, readline misses a signal."""
+        for _ in range(tries):
+            os.kill(self.process.pid, signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(text, seconds=3)
+                return
+        self.wait_for(text, seconds=0)
+
     def say(self, text):
         os.write(self.master, f"{text}\n".encode())
 
@@ -141,15 +151,13 @@ def test_ctrl_c_stops_the_answer_but_not_the_program(endless):
         terminal.say("Hi")
         terminal.wait_for("Hi\r\n")
         time.sleep(0.5)
-        os.kill(terminal.process.pid, signal.SIGINT)
-        terminal.wait_for("[stopped]")
+        terminal.interrupt("[stopped]")
         terminal.wait_for("you> ")
         terminal.say("/stats")
         terminal.wait_for(", stopped")
         terminal.wait_for("you> ")
-        time.sleep(0.5)  # no signal into the moment between the prompt and the wait for a key
-        os.kill(terminal.process.pid, signal.SIGINT)
-        terminal.wait_for("/quit leaves.")
+        time.sleep(0.5)
+        terminal.interrupt("/quit leaves.")
         terminal.say("/mask")
         terminal.wait_for("<|im_end|>\x1b[0m")  # coloured by segment
         terminal.say("/quit")
