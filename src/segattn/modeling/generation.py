@@ -14,9 +14,9 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.families import pretrained_model_of
 from segattn.modeling.forward_pass import begin, end
 from segattn.modeling.hooks import call_arguments, parameter_names
-from segattn.modeling.inputs import check_inputs, checked_ids
+from segattn.modeling.inputs import check_inputs, checked_ids, cut_segment
 from segattn.modeling.state import SegmentState
-from segattn.segments import CAUSAL, as_rows, check_segment_ids
+from segattn.segments import as_rows, check_segment_ids
 
 __all__ = ["generation_members", "with_segment_ids"]
 
@@ -198,13 +198,12 @@ def _check_chunks(ids: Tensor, chunk: int | None, given: dict[str, Any]) -> None
 
 
 def _refuse_cut(ids: Tensor, position: int, what: str) -> None:
-    cut = (ids[:, position - 1] == ids[:, position]) & (ids[:, position] > CAUSAL)
-    if cut.any():
-        row = int(cut.nonzero()[0])
+    cut = cut_segment(ids, position)
+    if cut is not None:
         raise SegmentError(
-            f"row {row}: segment {int(ids[row, position])} lies on both sides of position {position}, where {what} "
-            "ends, so its first tokens would not see the others. Expected an end where every row's segments end: leave "
-            "prefill_chunk_size out, or choose one of which all of these ends are multiples"
+            f"{cut} lies on both sides of position {position}, where {what} ends, so its first tokens would not see "
+            "the others. Expected an end where every row's segments end: leave prefill_chunk_size out, or choose one of "
+            "which all of these ends are multiples"
         )
 
 

@@ -8,7 +8,15 @@ from torch import Tensor
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.segments import CAUSAL, IGNORED_LABEL, as_rows, check_labels, check_segment_ids, pad_segment_ids
 
-__all__ = ["check_inputs", "checked_ids", "document_borders", "padding_of", "refuse", "refuse_mixed_documents"]
+__all__ = [
+    "check_inputs",
+    "checked_ids",
+    "cut_segment",
+    "document_borders",
+    "padding_of",
+    "refuse",
+    "refuse_mixed_documents",
+]
 
 
 def padding_of(attention_mask: Any) -> Tensor | None:
@@ -183,15 +191,21 @@ def _(tokens: Tensor, message: str) -> Tensor:  # noqa: ARG001
 
 def _refuse_open_segment(ids: Tensor, past: int) -> None:
     """A cached token has not seen the rest of its segment; going on would give wrong keys in silence."""
-    if not past:
-        return
-    cut = (ids[:, past - 1] == ids[:, past]) & (ids[:, past] > CAUSAL)
-    if cut.any():
-        row = int(cut.nonzero()[0])
+    cut = cut_segment(ids, past) if past else None
+    if cut is not None:
         raise SegmentError(
-            f"row {row}: segment {int(ids[row, past])} lies on both sides of position {past}, where the cache ends; "
-            "the cached tokens did not see the new ones. Expected a cache that ends where a segment ends"
+            f"{cut} lies on both sides of position {past}, where the cache ends; the cached tokens did not see the new "
+            "ones. Expected a cache that ends where a segment ends"
         )
+
+
+def cut_segment(ids: Tensor, position: int) -> str | None:
+    """Return "row R: segment S" for the first segment that lies on both sides of a position, None if there is none."""
+    cut = (ids[:, position - 1] == ids[:, position]) & (ids[:, position] > CAUSAL)
+    if not cut.any():
+        return None
+    row = int(cut.nonzero()[0])
+    return f"row {row}: segment {int(ids[row, position])}"
 
 
 def document_borders(position_ids: Tensor) -> Tensor:
