@@ -202,8 +202,8 @@ def _refuse_cut(ids: Tensor, position: int, what: str) -> None:
     if cut is not None:
         raise SegmentError(
             f"{cut} lies on both sides of position {position}, where {what} ends, so its first tokens would not see "
-            "the others. Expected an end where every row's segments end: leave prefill_chunk_size out, or choose one of "
-            "which all of these ends are multiples"
+            "the others. Expected an end where every row's segments end: leave prefill_chunk_size out, or choose one "
+            "of which all of these ends are multiples"
         )
 
 
