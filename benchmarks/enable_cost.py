@@ -39,11 +39,11 @@ def switching(model: Any, rounds: int) -> dict[str, float]:
         segattn.enable(model)
         segattn.disable(model)
 
-    layers = model.config.num_hidden_layers
+    probing = seconds(lambda: probe(model), rounds)
     return {
         "enable and disable": seconds(on_and_off, rounds),
-        "probe": seconds(lambda: probe(model), rounds),
-        "probe, per layer": seconds(lambda: probe(model), rounds) / layers,
+        "probe": probing,
+        "probe, per layer": probing / model.config.num_hidden_layers,
     }
 
 

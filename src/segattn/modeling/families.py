@@ -108,11 +108,9 @@ def _modified(model: nn.Module, implementation: str) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     registered = (AttentionMaskInterface._global_mapping, AttentionInterface._global_mapping)
-    for mapping, name in zip(registered, _STOCK_NAMES[implementation], strict=True):
-        function = mapping.get(implementation)
-        if getattr(function, "__name__", None) != name:
-            return True
     functions = [mapping.get(implementation) for mapping in registered]
+    if tuple(getattr(function, "__name__", None) for function in functions) != _STOCK_NAMES[implementation]:
+        return True
     for cls in {type(module) for module in model.modules()}:
         functions += [cls.forward, getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)]
     if any(function is not None and _root(function) not in _TRUSTED for function in functions):

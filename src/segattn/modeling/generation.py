@@ -14,7 +14,7 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.families import pretrained_model_of
 from segattn.modeling.forward_pass import begin, end
 from segattn.modeling.hooks import call_arguments, parameter_names
-from segattn.modeling.inputs import check_inputs, checked_ids, cut_segment
+from segattn.modeling.inputs import cached_length, check_inputs, checked_ids, cut_segment
 from segattn.modeling.state import SegmentState
 from segattn.segments import as_rows, check_segment_ids
 
@@ -184,16 +184,11 @@ def _derived(state: SegmentState, prompt: Tensor | None, given: dict[str, Any]) 
     return state.segmenter.segment_ids(prompt, padding)
 
 
-def _cached(given: dict[str, Any]) -> int:
-    cache = given.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
 def _check_chunks(ids: Tensor, chunk: int | None, given: dict[str, Any]) -> None:
     """Refuse a prefill in chunks of which one would end inside a segment."""
     if not chunk:
         return
-    for end_of_chunk in range(_cached(given) + chunk, ids.shape[1], chunk):
+    for end_of_chunk in range(cached_length(given) + chunk, ids.shape[1], chunk):
         _refuse_cut(ids, end_of_chunk, f"a chunk of the prefill (prefill_chunk_size={chunk})")
 
 
@@ -239,7 +234,7 @@ def _prepare_inputs(cls: type[Any]) -> Any:
             if not state.is_causal and _has_mask(inputs):
                 # The forward will see no padding any more: what is checked with it is checked here.
                 with_padding = {**inputs, "attention_mask": given.get("attention_mask")}
-                checked_ids(inputs["segment_ids"], with_padding, _cached(given), use_cache=True)
+                checked_ids(inputs["segment_ids"], with_padding, cached_length(given), use_cache=True)
         elif in_prompt and not state.is_causal and _has_mask(inputs):
             raise SegmentError(
                 "prepare_inputs_for_generation() got no segment_ids, and a static cache has its mask built here; pass "
@@ -255,7 +250,7 @@ def _run_so_far(ids: Tensor, given: dict[str, Any], new: int) -> Tensor:
     """Return the segment ids up to the last token of this pass, which a prefill in chunks ends before the prompt."""
     if given.get("inputs_embeds") is not None and given.get("is_first_iteration", False):
         return ids
-    total = new + _cached(given)
+    total = new + cached_length(given)
     if not 0 < total < ids.shape[1]:
         return ids
     _refuse_cut(ids, total, "this pass")

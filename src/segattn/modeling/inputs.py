@@ -9,6 +9,7 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.segments import CAUSAL, IGNORED_LABEL, as_rows, check_labels, check_segment_ids, pad_segment_ids
 
 __all__ = [
+    "cached_length",
     "check_inputs",
     "checked_ids",
     "cut_segment",
@@ -22,6 +23,22 @@ __all__ = [
 def padding_of(attention_mask: Any) -> Tensor | None:
     """Return the mask if it is the 2D padding mask, None otherwise."""
     return attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
+
+
+def cached_length(arguments: dict[str, Any]) -> int:
+    """Return how many tokens the cache of a call holds.
+
+    Raises:
+        SegmentError: `past_key_values` is no transformers cache.
+    """
+    cache = arguments.get("past_key_values")
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise SegmentError(
+            f"past_key_values is a {type(cache).__name__}; expected a transformers Cache, e.g. DynamicCache"
+        )
+    return int(cache.get_seq_length())
 
 
 def check_inputs(segment_ids: Any, tokens: Tensor) -> None:

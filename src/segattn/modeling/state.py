@@ -10,7 +10,7 @@ from torch import Tensor
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.adapters import Recorded, active_adapters, agreed, refuse_virtual_tokens
 from segattn.modeling.forward_pass import ForwardPass, causal_block, is_causal
-from segattn.modeling.inputs import check_inputs, checked_ids, document_borders, padding_of, refuse
+from segattn.modeling.inputs import cached_length, check_inputs, checked_ids, document_borders, padding_of, refuse
 from segattn.segments import pad_segment_ids
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class SegmentState:
     def _checked(self, segment_ids: Any, tokens: Tensor, arguments: dict[str, Any], use_cache: bool) -> Tensor:
         """The ids of a call, given or derived, checked, (batch, past + new)."""
         segmenter = self.recorded()  # also with ids given: adapters that do not agree, or were tuned causally
-        past = _cached_length(arguments.get("past_key_values"))
+        past = cached_length(arguments)
         if segment_ids is None:
             padding = padding_of(arguments.get("attention_mask"))
             segment_ids = self._derive(segmenter, arguments.get("input_ids"), padding, past)
@@ -203,13 +203,3 @@ def _borders(arguments: dict[str, Any], use_cache: bool) -> Tensor | None:
     if hidden or not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or position_ids.shape[1] == 1:
         return None
     return document_borders(position_ids)
-
-
-def _cached_length(cache: Any) -> int:
-    if cache is None:
-        return 0
-    if not hasattr(cache, "get_seq_length"):
-        raise SegmentError(
-            f"past_key_values is a {type(cache).__name__}; expected a transformers Cache, e.g. DynamicCache"
-        )
-    return int(cache.get_seq_length())
