@@ -9,22 +9,6 @@ from segattn.masks import open_segments
 from strategies import batches, padded_batches, segmentations
 
 
-def dense(block):
-    """A BlockMask evaluated index by index through its own mask_mod."""
-    batch, _, queries, keys = block.shape
-    return torch.tensor(
-        [
-            [
-                [
-                    [bool(block.mask_mod(b, 0, torch.tensor(q), torch.tensor(k))) for k in range(keys)]
-                    for q in range(queries)
-                ]
-            ]
-            for b in range(batch)
-        ]
-    )
-
-
 def test_the_drawing_in_the_docstring():
     mask = segattn.segment_mask(torch.tensor([[0, 0, 0, -1, -1]]))
     assert mask.dtype == torch.bool
@@ -83,22 +67,6 @@ def test_equals_the_double_loop_on_packed_rows(first, second):
     assert torch.equal(mask, loop_mask([row], documents=[documents]))
 
 
-@settings(max_examples=15, deadline=None)
-@given(padded_batches(max_length=8), st.one_of(st.none(), st.integers(1, 4)), st.data())
-def test_block_mask_is_the_same_rule(batch, window, data):
-    rows, reals = batch
-    queries = data.draw(st.integers(1, len(rows[0])))
-    block = segattn.block_mask(torch.tensor(rows), torch.tensor(reals), query_length=queries, sliding_window=window)
-    assert torch.equal(dense(block), loop_mask(rows, reals=reals, window=window, queries=queries))
-
-
-def test_block_mask_skips_blocks_that_nobody_sees():
-    ids = segattn.spans_to_segment_ids([(0, 128), (128, 256)], 384)
-    block = segattn.block_mask(ids)
-    # Blocks of 128: each query block sees itself and the ones before it, of nine.
-    assert block.to_dense().int().tolist() == [[[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]]
-
-
 def test_one_row_may_come_without_a_batch_axis():
     assert torch.equal(segattn.segment_mask(torch.tensor([0, 0, -1])), segattn.segment_mask(torch.tensor([[0, 0, -1]])))
 
@@ -115,10 +83,9 @@ def test_one_row_may_come_without_a_batch_axis():
         ({"attention_mask": torch.tensor([[0, 1, 1]])}, r"segment_ids\[0, 0\] is 0 on a padding token"),
     ],
 )
-@pytest.mark.parametrize("build", [segattn.segment_mask, segattn.block_mask])
-def test_bad_arguments_say_what_was_given(build, arguments, message):
+def test_bad_arguments_say_what_was_given(arguments, message):
     with pytest.raises(segattn.SegmentError, match=message):
-        build(torch.tensor([[0, 0, 0]]), **arguments)
+        segattn.segment_mask(torch.tensor([[0, 0, 0]]), **arguments)
 
 
 @settings(deadline=None)

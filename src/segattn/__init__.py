@@ -20,7 +20,7 @@ _PUBLIC = {
     "check_labels": "segattn.segments",
     "spans_to_segment_ids": "segattn.segments",
     "segment_mask": "segattn.masks",
-    "block_mask": "segattn.masks",
+    "block_mask": "segattn.blocks",
     "segment_attention": "segattn.attention",
     "Segmenter": "segattn.templates",
     "causal": "segattn.modeling",
@@ -35,12 +35,12 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from segattn.attention import segment_attention as segment_attention
+    from segattn.blocks import block_mask as block_mask
     from segattn.errors import LabelLeakError as LabelLeakError
     from segattn.errors import SegmentAttentionError as SegmentAttentionError
     from segattn.errors import SegmentError as SegmentError
     from segattn.errors import TemplateError as TemplateError
     from segattn.errors import UnsupportedModelError as UnsupportedModelError
-    from segattn.masks import block_mask as block_mask
     from segattn.masks import segment_mask as segment_mask
     from segattn.modeling import causal as causal
     from segattn.modeling import disable as disable

@@ -1,4 +1,4 @@
-"""The rule "which key may this query see", in its one home, and as masks.
+"""The rule "which key may this query see", in its one home, and as a dense mask.
 
 Polarity everywhere: True = may attend. Shape suffixes: B batch, Q queries, K keys, 1 a broadcast head axis.
 
@@ -14,7 +14,6 @@ Five tokens, segment 0 = tokens 0-2, tokens 3 and 4 causal (`segment_ids = [0, 0
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,10 +21,7 @@ from torch import Tensor
 from segattn.errors import SegmentError
 from segattn.segments import check_segment_ids
 
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
-
-__all__ = ["MaskFunction", "block_mask", "mask_function", "open_segments", "segment_mask"]
+__all__ = ["MaskFunction", "checked_arguments", "mask_function", "open_segments", "segment_mask"]
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) index tensors that broadcast -> bool, as FlexAttention and transformers take it."""
@@ -60,12 +56,17 @@ def _causal(sliding_window: int | None) -> MaskFunction:
 
 
 def mask_function(
-    segment_ids_BK: Tensor, attention_mask_BK: Tensor | None = None, sliding_window: int | None = None
+    segment_ids_BK: Tensor,
+    attention_mask_BK: Tensor | None = None,
+    sliding_window: int | None = None,
+    *,
+    hide_padding: bool = True,
 ) -> MaskFunction:
     """Return the whole rule, index by index.
 
     Query i may attend to key j iff j is a real token of the same packed document and
     (j <= i or both lie in the same segment), cut to |i - j| < sliding_window where a layer has one.
+    With `hide_padding` off, padding queries see padding keys too; the caller takes these out.
     """
     opened = open_segments(_causal(sliding_window), segment_ids_BK)
 
@@ -77,7 +78,8 @@ def mask_function(
         # A padding query belongs to no document; what it sees is never read, but it must not become all False
         # where the stock causal mask leaves it something: softmax over nothing is NaN in some kernels.
         same_document = (key_document == query_document) | (query_document == 0)
-        return allowed & (key_document != 0) & same_document
+        allowed = allowed & same_document
+        return allowed & (key_document != 0) if hide_padding else allowed
 
     return rule
 
@@ -103,7 +105,7 @@ def segment_mask(
     Raises:
         SegmentError: malformed segment ids or arguments; names row and position.
     """
-    ids, documents, queries = _checked(segment_ids, attention_mask, query_length, sliding_window)
+    ids, documents, queries = checked_arguments(segment_ids, attention_mask, query_length, sliding_window)
     batch, keys = ids.shape
     position = torch.arange(keys, device=ids.device)
     rule = mask_function(ids, documents, sliding_window)
@@ -115,31 +117,7 @@ def segment_mask(
     )
 
 
-def block_mask(
-    segment_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    query_length: int | None = None,
-    sliding_window: int | None = None,
-) -> "BlockMask":
-    """Build the same rule as a FlexAttention `BlockMask` (torch.nn.attention.flex_attention).
-
-    Arguments and errors as in `segment_mask`. The mask broadcasts over heads.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    ids, documents, queries = _checked(segment_ids, attention_mask, query_length, sliding_window)
-    batch, keys = ids.shape
-    rule = mask_function(ids, documents, sliding_window)
-    past = keys - queries
-
-    def from_first_query(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule(b, head, query + past, key)
-
-    return create_block_mask(from_first_query, B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=str(ids.device))
-
-
-def _checked(
+def checked_arguments(
     segment_ids: Tensor, attention_mask: Tensor | None, query_length: int | None, sliding_window: int | None
 ) -> tuple[Tensor, Tensor | None, int]:
     """Check the arguments of a mask; return ids (B, K), documents (B, K) or None, and the query length."""

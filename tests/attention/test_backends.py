@@ -23,7 +23,7 @@ def inputs(rows, heads=4, key_heads=2, size=8, queries=None, dtype=torch.float32
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "dense", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "dense", "sliced", "auto"])
 @settings(deadline=None, max_examples=40)
 @given(padded_batches(max_length=9), st.one_of(st.none(), st.integers(1, 5)), st.integers(0, 99), st.data())
 def test_equals_the_loop(backend, batch, window, seed, data):
@@ -53,12 +53,12 @@ def test_low_precision_errs_no_more_than_the_stock_kernel_does():
     groups = [tensor.repeat_interleave(2, dim=1) for tensor in (key, value)]
     stock = torch.nn.functional.scaled_dot_product_attention(query, *groups, attn_mask=loop_mask(rows))
     allowed = (stock.double() - want).abs().max()
-    for backend in ("reference", "dense"):
+    for backend in ("reference", "dense", "sliced"):
         got = segattn.segment_attention(query, key, value, torch.tensor(rows), backend=backend)
         assert (got.double() - want).abs().max() <= 1.5 * allowed
 
 
-@pytest.mark.parametrize("backend", ["reference", "dense"])
+@pytest.mark.parametrize("backend", ["reference", "dense", "sliced"])
 def test_gradients_are_exact(backend):
     rows, reals = [[-1, 0, 0, 0, 1, -1], [-1, -1, 2, 2, -1, -1]], [[1] * 6, [0, 0, 1, 1, 1, 1]]
     tensors = [tensor.requires_grad_() for tensor in inputs(rows, size=3, dtype=torch.float64)]
@@ -71,7 +71,7 @@ def test_gradients_are_exact(backend):
     assert torch.autograd.gradcheck(attend, tensors)
 
 
-@pytest.mark.parametrize("backend", ["reference", "dense"])
+@pytest.mark.parametrize("backend", ["reference", "dense", "sliced"])
 def test_blind_queries_give_zeros_and_finite_gradients(backend):
     rows, reals = [[-1, -1, 0, 0]], [[0, 0, 1, 1]]
     tensors = [tensor.requires_grad_() for tensor in inputs(rows)]

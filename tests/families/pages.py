@@ -28,6 +28,8 @@ is out of date.
 - A dash: transformers has no such attention implementation for the class.
 - Caches: generating on it gives the tokens and logits of generating without a cache. Where none is listed, the stock
   model does not agree with itself either, or takes other inputs.
+- Slices: attention is computed slice by slice, without a mask, in the place of this implementation, with the same logits
+  (docs/attention.md). In {sliced} classes; the others run under a dense mask.
 - FlashAttention 2, 3 and 4 and paged attention drop or cannot take the mask and are refused for every family; load the
   model with `attn_implementation="sdpa"`.
 - Flex was run uncompiled. Some families have it on GPUs only; there, `enable` probes the model.
@@ -42,7 +44,7 @@ eager than under sdpa (by .4 in a tiny model), and each is followed as it is. A 
 long texts, in which it asks for no mask, raises there.
 """
 
-COLUMNS = ("family", "class", "status", "eager", "sdpa", "flex", "flash", "caches", "note")
+COLUMNS = ("family", "class", "status", "eager", "sdpa", "flex", "flash", "slices", "caches", "note")
 
 
 def document():
@@ -52,6 +54,7 @@ def document():
             release=RELEASES[-1],
             releases=" and ".join(RELEASES),
             counts="\n".join(counts(rows)),
+            sliced=len({row.class_name for row in rows if slices_of(row)}),
             worst=f"{max(row.error for row in rows if row.status != 'refused'):.1g}",
         )
     ]
@@ -75,7 +78,7 @@ def table(rows):
         backends = [row.backends.get(name, "") for name in ("eager", "sdpa", "flex_attention")]
         short = ["refused" if found.startswith("refused") else found for found in backends]
         cells = [row.family, f"`{row.class_name}`" if row.class_name else "", f"**{row.status}**", *short, "refused"]
-        cells += [", ".join(row.caches), row.reason.replace("|", "\\|").replace("\n", " ")[:300]]
+        cells += [", ".join(slices_of(row)), ", ".join(row.caches), row.reason.replace("|", "\\|").replace("\n", " ")[:300]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -87,17 +90,26 @@ def verified():
         for row in read_rows(release):
             if row.class_name:
                 by_class.setdefault(row.class_name, []).append(row)
-    exact, partial, refused = {}, {}, {}
+    exact, partial, refused, sliced = {}, {}, {}, {}
     for name, rows in sorted(by_class.items()):
         for status, found in (("exact", exact), ("partial", partial)):
             backends = [kind for kind in ("eager", "sdpa", "flex_attention") if holds(rows, kind, status)]
             if backends:
                 found[name] = " ".join(backends)
+        taken = [kind for kind in slices_of(rows[-1]) if all(kind in row.slices for row in rows)]
+        if taken:
+            sliced[name] = " ".join(taken)
         if all(row.status == "refused" for row in rows):
             refused[name] = rows[-1].reason
-    source = TABLE_SOURCE.format(releases=RELEASES, exact=lines(exact), partial=lines(partial), refused=lines(refused))
+    tables = {"exact": exact, "partial": partial, "refused": refused, "sliced": sliced}
+    source = TABLE_SOURCE.format(releases=RELEASES, **{name: lines(found) for name, found in tables.items()})
     command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(TABLE), "-"]
     return subprocess.run(command, input=source, text=True, capture_output=True, check=True).stdout
+
+
+def slices_of(row):
+    """Where a class has SDPA, whoever asks for eager attention wants its weights, which slices do not have."""
+    return [kind for kind in row.slices if kind == "sdpa" or row.backends.get("sdpa") == "-"]
 
 
 def holds(rows, backend, status):
@@ -117,7 +129,7 @@ TABLE_SOURCE = """\"\"\"Which model classes follow segments: written from runs o
 
 # ruff: noqa: E501
 
-__all__ = ["EXACT", "PARTIAL", "REFUSED", "TRANSFORMERS"]
+__all__ = ["EXACT", "PARTIAL", "REFUSED", "SLICED", "TRANSFORMERS"]
 
 TRANSFORMERS = {releases}
 \"\"\"The releases that the table was made with.\"\"\"
@@ -136,6 +148,11 @@ REFUSED: dict[str, str] = {{
 {refused}
 }}
 \"\"\"Class -> why it cannot honour segments.\"\"\"
+
+SLICED: dict[str, str] = {{
+{sliced}
+}}
+\"\"\"The layers compute slices exactly in the place of these implementations.\"\"\"
 """
 
 

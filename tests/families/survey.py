@@ -21,7 +21,7 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 
 import segattn
 from families.tiny_models import CAUSAL_FAMILIES, IMAGE_TEXT_FAMILIES, CannotBuild, build
-from segattn.modeling import probe
+from segattn.modeling import layer_attention, probe, verified
 
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
 STOCK_MASKS = {"eager": eager_mask, "sdpa": sdpa_mask, "flex_attention": flex_attention_mask}
@@ -36,7 +36,8 @@ class Row:
     """What came out for one family.
 
     `backends` holds for each attention implementation "exact", "partial", "refused: why" or "-" (transformers has none
-    for the class); `error` is the largest difference of a logit from the stock model under the oracle's masks.
+    for the class); `error` is the largest difference of a logit from the stock model under the oracle's masks. `slices`
+    lists the attention implementations in whose place the layers compute slices exactly.
     """
 
     family: str
@@ -46,6 +47,7 @@ class Row:
     reason: str = ""
     backends: dict = dataclasses.field(default_factory=dict)
     caches: list = dataclasses.field(default_factory=list)
+    slices: list = dataclasses.field(default_factory=list)
     error: float = 0.0
 
 
@@ -122,7 +124,46 @@ def survey_family(family, image_text, *, thorough=True):
         working = [name for name, found in row.backends.items() if found in ("exact", "partial")]
         preferred = "sdpa" if "sdpa" in working else working[0]
         row.caches = [name for name in CACHES if cache_works(family, image_text, preferred, name)]
+        row.slices = [name for name in ("eager", "sdpa") if slices_work(row, name)]
     return row
+
+
+def slices_work(row, implementation):
+    """Whether the layers compute slices, follow the rule with them, and give the oracle's logits."""
+    if row.backends.get(implementation) not in ("exact", "partial"):
+        return False
+    # Tiny models have tiny scores: a cap that is forgotten shows only if it is low.
+    low_cap = {"attn_logit_softcapping": 0.5}
+    plain = build(row.family, implementation, image_text=row.image_text)
+    options = low_cap if hasattr(plain.config.get_text_config(decoder=True), "attn_logit_softcapping") else {}
+    try:
+        model = build(row.family, implementation, image_text=row.image_text, **options)
+        with slices_everywhere(row.class_name) as ran:
+            segattn.enable(model, backend="sliced", allow_partial=True)
+            verdicts = [probe(model, length) for length in LENGTHS]
+            segattn.disable(model)
+            ran.clear()
+            error = oracle_error(model, implementation, backend="sliced")
+    except Exception:
+        return False
+    return all(verdict.status != "refused" for verdict in verdicts) and bool(ran) and error <= TOLERANCE
+
+
+@contextlib.contextmanager
+def slices_everywhere(class_name):
+    """Let a class run slices whatever the table says; yields a list that grows by the module of each layer that does."""
+    ran = []
+
+    def sliced(module, *arguments):
+        ran.append(module)
+        return stock(module, *arguments)
+
+    stock, table = layer_attention._sliced, verified.SLICED
+    layer_attention._sliced, verified.SLICED = sliced, {**table, class_name: "eager sdpa"}
+    try:
+        yield ran
+    finally:
+        layer_attention._sliced, verified.SLICED = stock, table
 
 
 def backend_status(model, implementation, row, thorough):
@@ -153,12 +194,12 @@ def readable(model, implementation, row):
     return build(row.family, implementation, image_text=row.image_text, index_topk=4 * max(LENGTHS))
 
 
-def oracle_error(model, implementation):
+def oracle_error(model, implementation, backend="dense"):
     ids = tokens()
     with torch.no_grad():
         with oracle_masks(implementation, ROWS):
             want = model(input_ids=ids, use_cache=False).logits
-        segattn.enable(model, allow_partial=True)
+        segattn.enable(model, allow_partial=True, backend=backend)
         got = model(input_ids=ids, use_cache=False, segment_ids=torch.tensor(ROWS)).logits
     segattn.disable(model)
     return float((got - want).abs().max())

@@ -18,6 +18,9 @@ OTHERS += ("modernbert-decoder", "gemma4_text", "granite", "nemotron", "bert", "
 FAMILIES = (*tiny.FAMILIES, *OTHERS)
 
 EAGER_ONLY = frozenset({"gemma2", "gptj", "bloom", "mpt", "gpt_oss"})
+# What computes attention slice by slice; of families that run eagerly, those that transformers has no SDPA for.
+NO_SLICES = frozenset({"falcon", "gemma4_text"})
+EAGER_SLICES = frozenset({"gemma2", "gpt_oss"})
 # Their stock masks do not look at position_ids, so the documents of a packed row see each other there.
 NO_PACKING = frozenset({"bloom", "falcon", "opt", "mpt", "gpt_oss", "bert", "bart"})
 NO_STATIC_CACHE = frozenset({"bloom"})  # stock: with a padding mask, its positions do not fit the cache's length
@@ -71,6 +74,7 @@ class Case:
     short: bool  # without the causal tail
     silent_steps: bool  # single tokens get no ids
     backbone: bool  # called instead of the whole model
+    slices: bool  # computed in the place of a mask
     bad_call: str | None  # made on the same model
     bad_call_before: int  # which call of the case
 
@@ -107,11 +111,13 @@ def draw(seed, bad_calls=()):
     patterns, paddings, ids, reals, documents = zip(*rows, strict=True)
     padded = any(padding != "none" for padding in paddings)
     embeds = rng.random() < 0.2
+    backend = "eager" if family in EAGER_ONLY else rng.choice(("eager", "sdpa"))
+    sliceable = family in EAGER_SLICES or (backend == "sdpa" and family not in NO_SLICES)
     return Case(
         seed=seed,
         family=family,
         window=windows[round_number % len(windows)],
-        backend="eager" if family in EAGER_ONLY else rng.choice(("eager", "sdpa")),
+        backend=backend,
         pieces=pieces,
         patterns=patterns,
         paddings=paddings,
@@ -131,6 +137,7 @@ def draw(seed, bad_calls=()):
         short=rng.random() < 0.3,
         silent_steps=rng.random() < 0.5,
         backbone=family not in NO_BACKBONE and rng.random() < 0.1,
+        slices=sliceable and rng.random() < 0.7,
         bad_call_before=rng.choice((0, 1)) if len(pieces) > 1 else 0,
         bad_call=bad_calls[seed // 3 % len(bad_calls)] if bad_calls and seed % 3 == 0 else None,
     )
@@ -209,9 +216,10 @@ def build(family, window, backend):
 
 
 @functools.cache
-def models(family, window, backend):
+def models(family, window, backend, slices):
     """A stock model, an enabled one with the same weights, and its segmenter; the same objects for every case."""
     import segattn
 
     stock, segmenter = build(family, window, backend), Asked()
-    return stock, segattn.enable(build(family, window, backend), segmenter), segmenter
+    enabled = segattn.enable(build(family, window, backend), segmenter, backend="sliced" if slices else "dense")
+    return stock, enabled, segmenter

@@ -143,7 +143,7 @@ def provoke(name, model, segmenter):
 @torch.no_grad()
 def error_of(case):
     """The largest difference of a logit at a real token, in units of the largest logit (or of 1)."""
-    stock, model, segmenter = models(case.family, case.window, case.backend)
+    stock, model, segmenter = models(case.family, case.window, case.backend, case.slices)
     real = torch.tensor(case.reals).bool()
     want = wanted_logits(stock, case)[real]
     got = enabled_logits(model, segmenter, case)[real]
@@ -201,7 +201,7 @@ def test_a_mask_without_segments_is_caught(monkeypatch):
 @pytest.mark.parametrize("name", BAD_CALLS)
 @torch.no_grad()
 def test_a_bad_call_is_refused(name):
-    _, model, segmenter = models("gemma3", 5, "sdpa")
+    _, model, segmenter = models("gemma3", 5, "sdpa", True)
     provoke(name, model, segmenter)
     case = next(case for case in map(draw, MANY_SEEDS) if case.family == "gemma3" and case.window == 5)
     assert error_of(case) <= TOLERANCE
@@ -209,7 +209,7 @@ def test_a_bad_call_is_refused(name):
 
 @torch.no_grad()
 def test_a_refused_call_leaves_its_cache_alone():
-    _, model, _ = models("llama", None, "sdpa")
+    _, model, _ = models("llama", None, "sdpa", True)
     ids, row = tiny.tokens(1, 8), torch.tensor([[0, 0, 0, 0, 1, 1, -1, -1]])
     want = model(input_ids=ids, segment_ids=row).logits[:, 4:]
     cache = model(input_ids=ids[:, :4], segment_ids=row[:, :4], use_cache=True).past_key_values
@@ -242,6 +242,7 @@ def counts(cases):
         found["bad call before"][case.bad_call_before] += case.bad_call is not None
         for name in (
             "backbone",
+            "slices",
             "mask_given",
             "use_cache_given",
             "embeds",
@@ -267,7 +268,7 @@ def test_every_choice_occurs():
     assert set(found["positions"]) == {"packed", "given", "none"}
     sizes = {"backend": 2, "batch": 4, "cache": 3, "calls": 6, "dtype": 2, "ids": 2, "mask_given": 2, "embeds": 2}
     sizes |= {"mask dtype": 3, "bad call before": 2}
-    sizes |= dict.fromkeys(("backbone", "use_cache_given", "from_segmenter", "flat", "short", "silent_steps"), 2)
+    sizes |= dict.fromkeys(("backbone", "slices", "use_cache_given", "from_segmenter", "flat", "short", "silent_steps"), 2)
     assert {name: len(found[name]) for name in sizes} == sizes
     assert min(found["family"].values()) >= 2
     backends = {(case.family, case.backend) for case in map(draw, MANY_SEEDS[:2000])}

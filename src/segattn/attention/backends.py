@@ -1,36 +1,45 @@
 """One entry, `segment_attention`, and the one place where a backend is chosen."""
 
+import torch
 from torch import Tensor
 
 from segattn.attention.dense import dense_attention
 from segattn.attention.flex import flex_attention
 from segattn.attention.reference import reference_attention
+from segattn.attention.sliced import sliced_attention
+from segattn.attention.slices import SlicePlan, plan_slices
+from segattn.blocks import block_mask
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.masks import block_mask, segment_mask
+from segattn.masks import segment_mask
+from segattn.ranges import visible_ranges
 from segattn.segments import as_rows
 
-__all__ = ["BACKENDS", "choose_backend", "segment_attention"]
+__all__ = ["BACKENDS", "segment_attention", "slices_pay"]
 
-BACKENDS = ("auto", "reference", "dense", "flex")
+BACKENDS = ("auto", "reference", "dense", "sliced", "flex")
+
+# What one more kernel call costs, as the number of scores that could be computed in that time; and how much longer a
+# score takes under a mask. Measured on two CPU cores (docs/benchmarks.md, "thresholds"); for GPUs an estimate from a
+# launch of 20 us beside 10^12 scores per second.
+_SCORES_PER_CALL = {"cpu": 40_000, "cuda": 20_000_000}
+_MASK_FACTOR = 1.1
 
 
-def choose_backend(backend: str, *, softcap: float | None) -> str:
-    """Resolve "auto" and refuse what a backend cannot do.
+def slices_pay(plan: SlicePlan, heads: int, device_type: str) -> bool:
+    """Tell whether slices are expected to be faster than one call with a dense mask."""
+    batch, queries, keys = plan.shape
+    per_call = _SCORES_PER_CALL.get(device_type, _SCORES_PER_CALL["cuda"])
+    sliced = heads * plan.pairs() + per_call * len(plan.slices)
+    return sliced < _MASK_FACTOR * heads * batch * queries * keys
 
-    Raises:
-        SegmentError: an unknown backend; the message lists the known ones.
-        UnsupportedModelError: the backend cannot compute a soft-capped score.
-    """
+
+def _check_backend(backend: str, softcap: float | None) -> None:
     if backend not in BACKENDS:
         raise SegmentError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if backend == "auto":
-        # SDPA has no soft-cap; everything else it does at least as fast as the written-out form.
-        return "dense" if softcap is None else "reference"
     if backend == "dense" and softcap is not None:
         raise UnsupportedModelError(
-            "backend='dense' runs torch's SDPA, which has no softcap; use backend='reference' or 'flex'"
+            "backend='dense' runs torch's SDPA, which has no softcap; use backend='sliced', 'reference' or 'flex'"
         )
-    return backend
 
 
 def segment_attention(
@@ -56,7 +65,8 @@ def segment_attention(
         sliding_window: cut the rule to |i - j| < sliding_window.
         scale: factor on the scores, D ** -0.5 by default.
         softcap: scores s become softcap * tanh(s / softcap) (Gemma 2).
-        backend: "auto", "reference" (the specification), "dense" (SDPA with a mask) or "flex".
+        backend: "reference" (the specification), "dense" (SDPA with a mask), "sliced" (no mask, memory that grows with
+            n), "flex", or "auto": slices where they are faster than a mask.
 
     Returns:
         shape (B, H, Q, Dv), the dtype of `query`. Rows of queries that may see nothing are zero.
@@ -66,20 +76,31 @@ def segment_attention(
         UnsupportedModelError: the backend cannot do what is asked.
     """
     ids = as_rows(segment_ids)
+    _check_backend(backend, softcap)
     _check_shapes(query, key, value, ids)
-    chosen = choose_backend(backend, softcap=softcap)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     queries = query.shape[2]
-    if chosen == "flex":
+    # A plan reads the ids, which a compiled graph cannot.
+    if backend == "sliced" or (backend == "auto" and not torch.compiler.is_compiling()):
+        ranges = visible_ranges(ids, attention_mask, query_length=queries, sliding_window=sliding_window)
+        plan = None if ranges is None else plan_slices(ranges)
+        if plan is not None and (backend == "sliced" or slices_pay(plan, query.shape[1], query.device.type)):
+            return sliced_attention(query, key, value, plan, scale=scale, softcap=softcap)
+        if backend == "sliced":
+            raise UnsupportedModelError(
+                "backend='sliced' needs keys without gaps, but some query sees keys on both sides of padding or of "
+                "another document; pad at the ends of rows, or use backend='dense'"
+            )
+    if backend == "flex":
         blocks = block_mask(ids, attention_mask, query_length=queries, sliding_window=sliding_window)
         return flex_attention(query, key, value, blocks, scale=scale, softcap=softcap)
     mask = segment_mask(ids, attention_mask, query_length=queries, sliding_window=sliding_window)
-    if chosen == "dense":
-        return dense_attention(query, key, value, mask, scale=scale)
-    return reference_attention(query, key, value, mask, scale=scale, softcap=softcap)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if backend == "reference" or softcap is not None:
+        return reference_attention(query, key, value, mask, scale=scale, softcap=softcap)
+    return dense_attention(query, key, value, mask, scale=scale)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, ids: Tensor) -> None:

@@ -3,15 +3,25 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from torch import nn
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling.families import backbone_of, check_backend, known_status, pretrained_model_of
+from segattn.modeling.families import (
+    attends_as_published,
+    backbone_of,
+    check_backend,
+    is_spread,
+    known_status,
+    pretrained_model_of,
+    takes_slices,
+)
 from segattn.modeling.hooks import BeginPass, EndPass, parameter_names
+from segattn.modeling.layer_attention import SLICED_IMPLEMENTATIONS
 from segattn.modeling.segmentation_entry import CONFIG_KEY, entry_of
-from segattn.modeling.state import SegmentState
+from segattn.modeling.state import Backend, SegmentState
 from segattn.modeling.verdict import ProbeInput, Verdict, causal_output, judge, probe_input
 from segattn.modeling.wrapping import enabled_class, stock_class
 
@@ -23,7 +33,13 @@ __all__ = ["causal", "disable", "enable", "is_enabled", "probe", "segmenter_of",
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def enable(model: Model, segmenter: "Segmenter | None" = None, *, allow_partial: bool = False) -> Model:
+def enable(
+    model: Model,
+    segmenter: "Segmenter | None" = None,
+    *,
+    allow_partial: bool = False,
+    backend: Backend | None = None,
+) -> Model:
     """Make a decoder follow segment ids, in place.
 
     Afterwards `model(...)` and `model.generate(...)` take `segment_ids` (batch, past + new tokens). With a segmenter
@@ -37,15 +53,20 @@ def enable(model: Model, segmenter: "Segmenter | None" = None, *, allow_partial:
         model: a transformers causal language model, bare or wrapped by PEFT or torch.compile.
         segmenter: turns token ids into segment ids; see `segattn.Segmenter`.
         allow_partial: accept a hybrid whose attention layers follow segments and whose recurrent layers cannot.
+        backend: how attention is computed under segments. "auto" (the default): slice by slice, without a mask, where
+            the family allows it and it is expected to be faster; "dense": under a mask of n x n; "sliced": slice by
+            slice wherever slices can express the mask (not with padding inside of a row, or when compiled).
 
     Returns:
         The same object.
 
     Raises:
         UnsupportedModelError: a family, attention backend or PEFT method that cannot honour segments; where a layer
-            does not follow them, the message names it.
-        SegmentError: `segmenter` is not a Segmenter.
+            does not follow them, the message names it. Also backend="sliced" for a model whose layers cannot run slices.
+        SegmentError: `segmenter` is not a Segmenter; an unknown backend, or another one than the model is enabled with.
     """
+    if backend is not None and backend not in get_args(Backend):
+        raise SegmentError(f"backend is {backend!r}; expected one of {', '.join(get_args(Backend))}")
     if segmenter is not None and not hasattr(segmenter, "segment_ids"):
         raise SegmentError(
             f"segmenter is a {type(segmenter).__name__}; expected a segattn.Segmenter, e.g. "
@@ -54,7 +75,12 @@ def enable(model: Model, segmenter: "Segmenter | None" = None, *, allow_partial:
     inner = pretrained_model_of(model)
     state = _state_of(inner)
     if state is None:
-        state = _install_checked(model, inner, segmenter, allow_partial)
+        state = _install_checked(model, inner, segmenter, allow_partial, backend or "auto")
+    elif backend not in (None, state.backend):
+        raise SegmentError(
+            f"the model is enabled with backend={state.backend!r}; call segattn.disable(model) before enabling it with "
+            f"backend={backend!r}"
+        )
     elif segmenter is not None:
         state.segmenter = segmenter
     setattr(inner.config, CONFIG_KEY, entry_of(state.own_segmenter))
@@ -135,6 +161,8 @@ def _require_state(model: nn.Module) -> SegmentState:
 def probe(model: nn.Module, length: int = 10) -> Verdict:
     """Look what each layer of a model really sees, whatever the verified table says of its class.
 
+    A model that is not enabled is looked at under a dense mask.
+
     Args:
         model: enabled or not; it is left as it was.
         length: of the text that is run, in tokens; to see a layer's window it must be longer than the window.
@@ -148,34 +176,62 @@ def probe(model: nn.Module, length: int = 10) -> Verdict:
         with causal(model):
             stock_output = causal_output(inner, given)
         return judge(inner, stock_output, given)
-    return _probe_installed(model, inner, None, given)[1]
+    return _probe_installed(model, inner, given, _Installation(None, "dense", slices=False))[1]
 
 
-def _install_checked(model: nn.Module, inner: Any, segmenter: "Segmenter | None", allow_partial: bool) -> SegmentState:
+@dataclass(frozen=True)
+class _Installation:
+    """How segments are installed: with which segmenter and backend, and whether layers run our attention function."""
+
+    segmenter: "Segmenter | None"
+    backend: Backend
+    slices: bool
+
+
+def _install_checked(
+    model: nn.Module, inner: Any, segmenter: "Segmenter | None", allow_partial: bool, backend: Backend
+) -> SegmentState:
     """Install on a class that is verified or passes the probe.
 
     Raises:
-        UnsupportedModelError: refused, or partial and not allowed to be.
+        UnsupportedModelError: refused, or partial and not allowed to be; slices demanded and not to be had.
     """
-    name, status = type(inner).__name__, known_status(inner, check_backend(inner))
-    if status is None:
-        state, verdict = _probe_installed(model, inner, segmenter, probe_input(inner), keep=("exact", "partial"))
-        status, reason = verdict.status, verdict.reason
+    name, implementation = type(inner).__name__, check_backend(inner)
+    status, slices = known_status(inner, implementation), False
+    stock = attends_as_published(implementation)  # who registers another attention function wants that one to run
+    if backend != "dense" and implementation in SLICED_IMPLEMENTATIONS and stock and not is_spread(inner):
+        slices = takes_slices(inner, implementation) if status else implementation == "sdpa"
+    wanted = _Installation(segmenter, backend, slices)
+    if status is not None:
+        state, reason = _install(model, inner, wanted), "its recurrent layers run from left to right"
     else:
-        state, reason = _install(model, inner, segmenter), "its recurrent layers run from left to right"
+        given = probe_input(inner)
+        state, verdict = _probe_installed(model, inner, given, wanted, keep=("exact", "partial"))
+        if verdict.status == "refused" and slices:
+            wanted = replace(wanted, slices=False)
+            state, verdict = _probe_installed(model, inner, given, wanted, keep=("exact", "partial"))
+        status, reason = verdict.status, verdict.reason
     if status == "refused":
         raise UnsupportedModelError(f"{name} cannot honour segments: {reason}")
+    problem = None
     if status == "partial" and not allow_partial:
-        _uninstall(inner)
-        raise UnsupportedModelError(
+        problem = (
             f"{name} is a hybrid: its attention layers can follow segments, but {reason}. Call "
             "segattn.enable(model, segmenter, allow_partial=True) if that is what you want"
         )
+    elif backend == "sliced" and not wanted.slices:
+        problem = (
+            f"{name} with attn_implementation={implementation!r} cannot run slices (docs/families.md lists the classes "
+            "that can); leave backend out"
+        )
+    if problem is not None:
+        _uninstall(inner)
+        raise UnsupportedModelError(problem)
     return state
 
 
 def _probe_installed(
-    model: nn.Module, inner: Any, segmenter: "Segmenter | None", given: ProbeInput, keep: tuple[str, ...] = ()
+    model: nn.Module, inner: Any, given: ProbeInput, wanted: _Installation, keep: tuple[str, ...] = ()
 ) -> tuple[SegmentState, Verdict]:
     """Install, judge, and take it all back unless the verdict is one of `keep`."""
     try:
@@ -185,21 +241,23 @@ def _probe_installed(
             f"{type(inner).__name__} cannot be run on a short text, so whether it follows segments cannot be checked "
             f"({type(error).__name__}: {error})"
         ) from error
-    state = _install(model, inner, segmenter)
+    # A short text would not show slices unless they are forced.
+    state = _install(model, inner, replace(wanted, backend="sliced" if wanted.slices else wanted.backend))
     verdict = Verdict("refused", "the probe was interrupted", ())
     try:
         verdict = judge(inner, stock_output, given)
     finally:
+        state.backend = wanted.backend
         if verdict.status not in keep:
             _uninstall(inner)
     return state, verdict
 
 
-def _install(model: nn.Module, inner: Any, segmenter: "Segmenter | None") -> SegmentState:
-    state = SegmentState(inner, check_backend(inner), segmenter)
+def _install(model: nn.Module, inner: Any, wanted: _Installation) -> SegmentState:
+    state = SegmentState(inner, check_backend(inner), wanted.segmenter, wanted.backend, wanted.slices)
     backbone = backbone_of(inner)
     # Other models may share this config object: give this one its own before changing it.
-    stock_configs = _replace_configs(model, inner, backbone, state.implementation)
+    stock_configs = _replace_configs(model, inner, backbone, state)
     handles = []
     # Trainers call what lies under the head; a model with a vision tower has another whole model between.
     for depth, module in enumerate(dict.fromkeys((inner, inner.base_model, backbone))):
@@ -222,11 +280,11 @@ def _uninstall(inner: Any) -> None:
     inner.__class__ = stock_class(type(inner))
 
 
-def _replace_configs(model: nn.Module, inner: Any, backbone: Any, implementation: str) -> list[tuple[nn.Module, Any]]:
-    """Give the modules that build masks a config of their own that names our mask function; return what stood there.
+def _replace_configs(model: nn.Module, inner: Any, backbone: Any, state: SegmentState) -> list[tuple[nn.Module, Any]]:
+    """Give modules a config of their own that names our functions; return what stood there.
 
-    Masks are built by whole models, attention is computed by layers: these keep the stock config, and with it the stock
-    attention. Where a layer asks its config whether to run SDPA, it so finds the stock name.
+    Masks are built by whole models, attention is computed by layers. Layers keep the stock config, and with it the stock
+    attention, unless they run slices: where a layer asks its config whether to run SDPA, it so finds the stock name.
     """
     from transformers import PreTrainedModel
 
@@ -235,11 +293,11 @@ def _replace_configs(model: nn.Module, inner: Any, backbone: Any, implementation
     stock = [
         (module, module.__dict__["config"])
         for module in model.modules()
-        if isinstance(module, PreTrainedModel) and id(module.__dict__.get("config")) in copies
+        if (state.slices or isinstance(module, PreTrainedModel)) and id(module.__dict__.get("config")) in copies
     ]
     for module, config in stock:
         module.config = copies[id(config)]
     # Not the property of this name, which would also rename the attention of a vision tower.
     for config in (inner.config, inner.config.get_text_config(decoder=True), backbone.config):
-        config._attn_implementation_internal = implementation
+        config._attn_implementation_internal = state.implementation
     return stock

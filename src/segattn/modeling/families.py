@@ -9,7 +9,15 @@ from segattn.errors import UnsupportedModelError
 from segattn.modeling import verified
 from segattn.modeling.masking import ATTENTION_IMPLEMENTATIONS
 
-__all__ = ["backbone_of", "check_backend", "known_status", "pretrained_model_of"]
+__all__ = [
+    "attends_as_published",
+    "backbone_of",
+    "check_backend",
+    "is_spread",
+    "known_status",
+    "pretrained_model_of",
+    "takes_slices",
+]
 
 
 def pretrained_model_of(model: nn.Module) -> Any:
@@ -94,6 +102,16 @@ def known_status(model: Any, implementation: str) -> str | None:
     return None
 
 
+def takes_slices(model: Any, implementation: str) -> bool:
+    """Whether the layers of a verified class were found to compute slices exactly."""
+    return implementation in verified.SLICED.get(type(model).__name__, "").split()
+
+
+def is_spread(model: Any) -> bool:
+    """Whether the model's parts lie on several devices, so that masks are copied from one to the other."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
 # Attention implementation -> names of the mask and the attention function that transformers registers for it.
 _STOCK_NAMES: dict[str, tuple[str, str | None]] = {
     "sdpa": ("sdpa_mask", "sdpa_attention_forward"),
@@ -103,13 +121,23 @@ _STOCK_NAMES: dict[str, tuple[str, str | None]] = {
 _TRUSTED = frozenset({"transformers", "torch", "peft", "accelerate", "bitsandbytes", "torchao", "segattn"})
 
 
-def _modified(model: nn.Module, implementation: str) -> bool:
-    """Whether a method or function that computes attention comes from elsewhere than the published libraries."""
+def _registered(implementation: str) -> list[Any]:
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    registered = (AttentionMaskInterface._global_mapping, AttentionInterface._global_mapping)
-    functions = [mapping.get(implementation) for mapping in registered]
-    if tuple(getattr(function, "__name__", None) for function in functions) != _STOCK_NAMES[implementation]:
+    mappings = (AttentionMaskInterface._global_mapping, AttentionInterface._global_mapping)
+    return [mapping.get(implementation) for mapping in mappings]
+
+
+def attends_as_published(implementation: str) -> bool:
+    """Whether the functions registered for an attention implementation bear the names of the stock ones."""
+    names = tuple(getattr(function, "__name__", None) for function in _registered(implementation))
+    return names == _STOCK_NAMES[implementation]
+
+
+def _modified(model: nn.Module, implementation: str) -> bool:
+    """Whether a method or function that computes attention comes from elsewhere than the published libraries."""
+    functions = _registered(implementation)
+    if not attends_as_published(implementation):
         return True
     for cls in {type(module) for module in model.modules()}:
         functions += [cls.forward, getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)]

@@ -30,7 +30,9 @@ class ForwardPass:
         outer: the pass of another model that this one runs inside of.
         segment_ids: int64 (batch, past + new tokens), None where the causal mask is exact.
         borders: bool (batch or 1, length), where packed documents begin; None where there can be none.
-        mask_was_built: whether a mask was made from the segment ids.
+        mask_was_built: whether a mask, or slices in its place, was made from the segment ids.
+        slices_were_read: False once slices were made, True again when a layer has computed them.
+        wants_weights: whether the caller asked for attention weights, which slices do not have.
     """
 
     def __init__(self, state: "SegmentState", owner: object, depth: int, outer: "ForwardPass | None") -> None:
@@ -41,6 +43,8 @@ class ForwardPass:
         self.segment_ids: Tensor | None = None
         self.borders: Tensor | None = None
         self.mask_was_built = False
+        self.slices_were_read = True
+        self.wants_weights = False
 
 
 class _Slot:
@@ -116,4 +120,10 @@ def end(owner: object, *, succeeded: bool) -> None:
         raise UnsupportedModelError(
             "the model built no attention mask from the segment ids: it would have run causally. "
             "This model class or option cannot honour segments"
+        )
+    if succeeded and not ending.slices_were_read:
+        raise UnsupportedModelError(
+            "the model's layers did not compute the slices that stood for their mask: its attention does not come from "
+            "the attention function in its config. Run it with a dense mask: segattn.disable(model), then "
+            "segattn.enable(model, segmenter, backend='dense')"
         )

@@ -8,10 +8,12 @@ from torch import Tensor
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from segattn.blocks import block_mask_of
 from segattn.errors import UnsupportedModelError
 from segattn.masks import MaskFunction, open_segments
-from segattn.modeling.forward_pass import current
+from segattn.modeling.forward_pass import ForwardPass, current
 from segattn.modeling.inputs import refuse_mixed_documents
+from segattn.modeling.slice_masks import mask_ranges, sliced_mask
 from segattn.modeling.state import PREPARED
 from segattn.segments import pad_segment_ids
 
@@ -42,16 +44,36 @@ def _mask_function(base: str) -> Callable[..., Any]:
             causal_or_local = arguments["mask_function"]
             if under_way.borders is not None:
                 ids = refuse_mixed_documents(_sees_across(causal_or_local, under_way.borders), ids)
-            arguments["allow_is_causal_skip"] = False
-            arguments["mask_function"] = open_segments(causal_or_local, ids)
-            bias = under_way.state.opening_bias
-            result = stock(**arguments) if bias is None else _opened(base, arguments, causal_or_local, bias)
+            rule = open_segments(causal_or_local, ids)
+            result = _without_mask(base, arguments, rule, under_way)
+            if result is None:
+                arguments["allow_is_causal_skip"] = False
+                arguments["mask_function"] = rule
+                bias = under_way.state.opening_bias
+                result = stock(**arguments) if bias is None else _opened(base, arguments, causal_or_local, bias)
             under_way.mask_was_built = True
         if result is not None and not torch.compiler.is_compiling():
             setattr(result, PREPARED, (under_way.segment_ids,))
         return result
 
     return mask
+
+
+def _without_mask(base: str, arguments: dict[str, Any], rule: MaskFunction, under_way: ForwardPass) -> Any:
+    """Slices or a block mask in the place of the dense mask; None where the dense mask is needed, or faster."""
+    state = under_way.state
+    # A compiled graph cannot read the ids, and the opening bias goes on single scores.
+    if torch.compiler.is_compiling() or state.opening_bias is not None:
+        return None
+    if base == "flex_attention":
+        ranges = mask_ranges(arguments, rule)
+        return None if ranges is None else block_mask_of(ranges)
+    if not state.slices or under_way.wants_weights:
+        return None
+    token = sliced_mask(arguments, rule, heads=state.heads, forced=state.backend == "sliced")
+    if token is not None:
+        under_way.slices_were_read = False
+    return token
 
 
 def _sees_across(causal_or_local: MaskFunction, borders: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,19 +16,34 @@ from segattn.segments import pad_segment_ids
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
 
-__all__ = ["PREPARED", "SegmentState"]
+__all__ = ["PREPARED", "Backend", "SegmentState"]
 
 PREPARED = "_segattn_prepared"
 """Attribute of a 4D mask that our own mask function has built (generation prepares some ahead): (its segment ids,)."""
+
+Backend = Literal["auto", "dense", "sliced"]
 
 _WAYS_OUT = "Pass segment_ids, or run causally on purpose with `with segattn.causal(model): ...`"
 
 
 class SegmentState:
-    """The switches of one enabled model."""
+    """The switches of one enabled model.
 
-    def __init__(self, model: Any, base_implementation: str, segmenter: "Segmenter | None") -> None:
+    Attributes:
+        base_implementation: the attention implementation that the model was loaded with.
+        backend: "auto", "dense" or "sliced", as `enable` was asked for.
+        slices: whether the layers run our attention function, which computes slices.
+        heads: number of query heads.
+        opening_bias: see `segattn.modeling.set_opening`.
+    """
+
+    def __init__(
+        self, model: Any, base_implementation: str, segmenter: "Segmenter | None", backend: Backend, slices: bool
+    ) -> None:
         self.base_implementation = base_implementation
+        self.backend = backend
+        self.slices = slices
+        self.heads = int(getattr(model.config.get_text_config(decoder=True), "num_attention_heads", 1) or 1)
         self.opening_bias: float | None = None
         self.adapters: dict[str, Recorded] = {}
         self._model = model
@@ -107,6 +122,9 @@ class SegmentState:
             )
         if self.is_causal:
             return
+        begun.wants_weights = bool(
+            arguments.get("output_attentions") or getattr(config, "output_attentions", None) or False
+        )
         embeds = arguments.get("inputs_embeds")
         tokens: Tensor | None = embeds if arguments.get("input_ids") is None else arguments["input_ids"]
         segment_ids = arguments.get("segment_ids")
