@@ -32,6 +32,7 @@ class ForwardPass:
         borders: bool (batch or 1, length), where packed documents begin; None where there can be none.
         mask_was_built: whether a mask, or slices in its place, was made from the segment ids.
         slices_were_read: False once slices were made, True again when a layer has computed them.
+        is_ahead: whether masks are asked for ahead of the forward, by generation with a static cache.
         wants_weights: whether the caller asked for attention weights, which slices do not have.
     """
 
@@ -44,6 +45,7 @@ class ForwardPass:
         self.borders: Tensor | None = None
         self.mask_was_built = False
         self.slices_were_read = True
+        self.is_ahead = False
         self.wants_weights = False
 
 

@@ -15,6 +15,7 @@ from segattn.modeling.families import pretrained_model_of
 from segattn.modeling.forward_pass import begin, end
 from segattn.modeling.hooks import call_arguments, parameter_names
 from segattn.modeling.inputs import cached_length, check_inputs, checked_ids, cut_segment
+from segattn.modeling.prefill import check_chunk_size, prefill_member
 from segattn.modeling.state import SegmentState
 from segattn.segments import as_rows, check_segment_ids
 
@@ -26,6 +27,8 @@ _CAUSALLY = "run causally on purpose with `with segattn.causal(model): ...`"
 def generation_members(cls: type[Any]) -> dict[str, Any]:
     """Return the methods that let a class with transformers' `generate` follow segments."""
     members = {"generate": _generate(cls), "prepare_inputs_for_generation": _prepare_inputs(cls)}
+    if hasattr(cls, "_prefill"):
+        members["_prefill"] = prefill_member(cls)
     if hasattr(cls, "_get_candidate_generator"):
         members["_get_candidate_generator"] = _candidate_generator(cls)
     for name in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
@@ -54,7 +57,7 @@ def _generate(cls: type[Any]) -> Any:
             _check_options(self, given)
             _refuse_right_padding(self, given)
             kwargs["segment_ids"] = _prompt_segment_ids(state, given)
-            _check_chunks(kwargs["segment_ids"], _option(self, given, "prefill_chunk_size"), given)
+            check_chunk_size(_option(self, given, "prefill_chunk_size"))
         return cls.generate(self, *args, **kwargs)
 
     return generate
@@ -184,21 +187,12 @@ def _derived(state: SegmentState, prompt: Tensor | None, given: dict[str, Any]) 
     return state.segmenter.segment_ids(prompt, padding)
 
 
-def _check_chunks(ids: Tensor, chunk: int | None, given: dict[str, Any]) -> None:
-    """Refuse a prefill in chunks of which one would end inside a segment."""
-    if not chunk:
-        return
-    for end_of_chunk in range(cached_length(given) + chunk, ids.shape[1], chunk):
-        _refuse_cut(ids, end_of_chunk, f"a chunk of the prefill (prefill_chunk_size={chunk})")
-
-
 def _refuse_cut(ids: Tensor, position: int, what: str) -> None:
     cut = cut_segment(ids, position)
     if cut is not None:
         raise SegmentError(
             f"{cut} lies on both sides of position {position}, where {what} ends, so its first tokens would not see "
-            "the others. Expected an end where every row's segments end: leave prefill_chunk_size out, or choose one "
-            "of which all of these ends are multiples"
+            "the others. Expected an end where every row's segments end"
         )
 
 
@@ -210,7 +204,10 @@ def _prepare_inputs(cls: type[Any]) -> Any:
     def prepare_inputs_for_generation(
         self: Any, input_ids: Tensor, *args: Any, segment_ids: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Prepare a step; a static cache has its 4D mask built here, so the segments must be known here."""
+        """Prepare a step; a static cache has its 4D mask built here, so the segments must be known here.
+
+        Where layers may run slices, the forward gets the padding mask instead.
+        """
         state: SegmentState = self._segattn_state
         given = call_arguments(names, (input_ids, *args), kwargs)
         length = given.get("next_sequence_length")
@@ -224,10 +221,13 @@ def _prepare_inputs(cls: type[Any]) -> Any:
         try:
             if in_prompt and not state.is_causal:
                 begun.segment_ids = segment_ids
+                begun.is_ahead = state.slices and segment_ids is not None
             inputs: dict[str, Any] = stock(self, input_ids, *args, **kwargs)
         finally:
             end(owner, succeeded=False)
         inputs.pop("segment_ids", None)
+        if begun.is_ahead:
+            inputs["attention_mask"] = given.get("attention_mask")
         if in_prompt and segment_ids is not None:
             tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
             inputs["segment_ids"] = segment_ids.to(tokens.device)

@@ -33,6 +33,8 @@ def _mask_function(base: str) -> Callable[..., Any]:
                 "an attention mask was asked for outside of the enabled model's forward or generate, where the "
                 "segments are not known; call the model itself (its backbone counts)"
             )
+        if under_way.is_ahead:
+            return None  # the forward makes its slices itself
         stock = ALL_MASK_ATTENTION_FUNCTIONS[base]
         # Only masks over an encoder's tokens may be skipped as bidirectional; segments are the decoder's.
         if under_way.segment_ids is None or "allow_is_bidirectional_skip" in arguments:
