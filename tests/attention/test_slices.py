@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle import loop_mask
-from segattn.attention.slices import Slice, plan_slices, square_slices
+from segattn.attention.slice import Slice
+from segattn.attention.slices import plan_slices
 from segattn.ranges import VisibleRanges, visible_ranges
 from strategies import padded_batches
 
@@ -61,9 +62,8 @@ def test_each_visible_pair_is_computed_once(batch, window, data):
     assert torch.equal(covered(plan.slices, plan.shape), want[:, 0].long())
     assert torch.equal(plan.to_mask(), want)
     assert plan.pairs() == int(want.sum())
-    squares = [square for piece in plan.slices for square in square_slices(piece)]
-    assert torch.equal(covered(squares, plan.shape), want[:, 0].long())
-    for piece in squares:
+    assert torch.equal(covered(plan.squares, plan.shape), want[:, 0].long())
+    for piece in plan.squares:
         size = (piece.queries[1] - piece.queries[0], piece.keys[1] - piece.keys[0])
         assert piece.kind == "full" or size[0] == size[1]
     blind = torch.zeros(plan.shape[:2], dtype=torch.bool)

@@ -78,7 +78,11 @@ def table(rows):
         backends = [row.backends.get(name, "") for name in ("eager", "sdpa", "flex_attention")]
         short = ["refused" if found.startswith("refused") else found for found in backends]
         cells = [row.family, f"`{row.class_name}`" if row.class_name else "", f"**{row.status}**", *short, "refused"]
-        cells += [", ".join(slices_of(row)), ", ".join(row.caches), row.reason.replace("|", "\\|").replace("\n", " ")[:300]]
+        cells += [
+            ", ".join(slices_of(row)),
+            ", ".join(row.caches),
+            row.reason.replace("|", "\\|").replace("\n", " ")[:300],
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -151,12 +151,12 @@ def slices_work(row, implementation):
 
 @contextlib.contextmanager
 def slices_everywhere(class_name):
-    """Let a class run slices whatever the table says; yields a list that grows by the module of each layer that does."""
+    """Let a class run slices whatever the table says; yields a list that grows with each layer that does."""
     ran = []
 
-    def sliced(module, *arguments):
-        ran.append(module)
-        return stock(module, *arguments)
+    def sliced(*arguments):
+        ran.append(1)
+        return stock(*arguments)
 
     stock, table = layer_attention._sliced, verified.SLICED
     layer_attention._sliced, verified.SLICED = sliced, {**table, class_name: "eager sdpa"}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from segattn.attention.kernels import Kernel, choose_kernel
-from segattn.attention.slices import Slice, SlicePlan, square_slices
+from segattn.attention.slice import Slice
+from segattn.attention.slices import SlicePlan
 
 __all__ = ["sliced_attention"]
 
@@ -80,9 +81,7 @@ class _Call:
 
     def pieces(self) -> list[tuple[Slice, int]]:
         """The slices that the kernel takes, each with a seed of its own."""
-        cut = self.plan.slices
-        if not self.kernel.bottom_right:
-            cut = tuple(square for piece in cut for square in square_slices(piece))
+        cut = self.plan.slices if self.kernel.bottom_right else self.plan.squares
         return [(piece, self.seed + number) for number, piece in enumerate(cut)]
 
 
@@ -175,10 +174,9 @@ def _overlapping(pieces: list[Slice]) -> list[bool]:
 
 def _merge(output: Tensor, logsumexp: Tensor, found: Tensor, its_sum: Tensor) -> None:
     """Join to `output`, in place, what the same queries found in other keys."""
-    together = torch.logaddexp(logsumexp, its_sum)
-    output *= (logsumexp - together).exp()[..., None]
-    output += found * (its_sum - together).exp()[..., None]
-    logsumexp.copy_(together)
+    share = torch.sigmoid(its_sum - logsumexp)  # exp(its_sum) / (exp(its_sum) + exp(logsumexp))
+    output.lerp_(found.to(output.dtype), share[..., None].to(output.dtype))
+    torch.logaddexp(logsumexp, its_sum, out=logsumexp)
 
 
 def _forward_piece(

@@ -20,37 +20,16 @@ A sliding window adds a third kind, `edge`: the triangle at which the window let
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from segattn.attention.grouping import grouped
+from segattn.attention.slice import Kind, Slice, square_slices
 from segattn.ranges import VisibleRanges
 
-__all__ = ["Kind", "Slice", "SlicePlan", "plan_slices", "square_slices"]
-
-Kind = Literal["full", "causal", "edge"]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A block of rows, queries and keys (each start, stop), and which of its pairs are computed.
-
-    `kind` is "full" (every query sees every key), "causal" (the last query sees every key, the one before all but the
-    last, and so on: aligned at the bottom right) or "edge" (square; query i sees the keys from i on).
-    """
-
-    rows: tuple[int, int]
-    queries: tuple[int, int]
-    keys: tuple[int, int]
-    kind: Kind
-
-    def pairs(self) -> int:
-        """Return how many query-key pairs are computed."""
-        rows = self.rows[1] - self.rows[0]
-        queries, keys = self.queries[1] - self.queries[0], self.keys[1] - self.keys[0]
-        unseen = 0 if self.kind == "full" else queries * (queries - 1) // 2
-        return rows * (queries * keys - unseen)
+__all__ = ["SlicePlan", "plan_slices"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +50,11 @@ class SlicePlan:
         """Return how many query-key pairs are computed, summed over the rows."""
         return sum(piece.pairs() for piece in self.slices)
 
+    @cached_property
+    def squares(self) -> tuple[Slice, ...]:
+        """The slices for kernels that align a causal one at the top left: full ones and squares."""
+        return tuple(square for piece in self.slices for square in square_slices(piece))
+
     def to_mask(self, device: torch.device | str = "cpu") -> Tensor:
         """Return the same pairs as a dense mask, bool (B, 1, Q, K), True = computed."""
         batch, queries, keys = self.shape
@@ -85,7 +69,7 @@ class SlicePlan:
 
 
 def plan_slices(ranges: VisibleRanges) -> SlicePlan:
-    """Cut visible ranges into slices, as few as the runs of equal pattern allow.
+    """Cut visible ranges into slices, as few as the runs of equal pattern allow; short ones are grouped.
 
     Neighbouring rows of the same pattern share their slices. The ranges are read on the CPU, once.
     """
@@ -97,12 +81,13 @@ def plan_slices(ranges: VisibleRanges) -> SlicePlan:
     for row in range(1, batch + 1):
         if row < batch and torch.equal(start_BQ[row], start_BQ[first]) and torch.equal(stop_BQ[row], stop_BQ[first]):
             continue
-        rows = (first, row)
+        rows, row_slices = (first, row), list[Slice]()
         for run in _runs(start_BQ[first], stop_BQ[first]):
             if run.start == run.stop:
                 blind.append((rows, run.queries))
             else:
-                slices += _run_slices(rows, run)
+                row_slices += _run_slices(rows, run)
+        slices += grouped(row_slices)
         first = row
     return SlicePlan(tuple(slices), tuple(blind), (batch, queries, ranges.keys))
 
@@ -163,15 +148,3 @@ def _runs(start_Q: Tensor, stop_Q: Tensor) -> Iterator[_Run]:
         step = end
     if free < len(start_Q):
         yield run(free, len(start_Q), 0)
-
-
-def square_slices(piece: Slice) -> tuple[Slice, ...]:
-    """Split a causal slice into a full one and a square one, for kernels that align at the top left."""
-    (a, b), (start, stop) = piece.queries, piece.keys
-    corner = stop - (b - a)
-    if piece.kind != "causal" or corner == start:
-        return (piece,)
-    return (
-        Slice(piece.rows, piece.queries, (start, corner), "full"),
-        Slice(piece.rows, piece.queries, (corner, stop), "causal"),
-    )

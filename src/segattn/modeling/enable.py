@@ -62,7 +62,7 @@ def enable(
 
     Raises:
         UnsupportedModelError: a family, attention backend or PEFT method that cannot honour segments; where a layer
-            does not follow them, the message names it. Also backend="sliced" for a model whose layers cannot run slices.
+            does not follow them, the message names it. Also backend="sliced" for layers that cannot run slices.
         SegmentError: `segmenter` is not a Segmenter; an unknown backend, or another one than the model is enabled with.
     """
     if backend is not None and backend not in get_args(Backend):
@@ -283,8 +283,8 @@ def _uninstall(inner: Any) -> None:
 def _replace_configs(model: nn.Module, inner: Any, backbone: Any, state: SegmentState) -> list[tuple[nn.Module, Any]]:
     """Give modules a config of their own that names our functions; return what stood there.
 
-    Masks are built by whole models, attention is computed by layers. Layers keep the stock config, and with it the stock
-    attention, unless they run slices: where a layer asks its config whether to run SDPA, it so finds the stock name.
+    Masks are built by whole models, attention is computed by layers. Layers keep the stock config, and with it the
+    stock attention, unless they run slices: where a layer asks its config whether to run SDPA, it finds the stock name.
     """
     from transformers import PreTrainedModel
 
