@@ -22,6 +22,7 @@ _PUBLIC = {
     "segment_mask": "segattn.masks",
     "block_mask": "segattn.blocks",
     "segment_attention": "segattn.attention",
+    "PrefixCache": "segattn.generation",
     "Segmenter": "segattn.templates",
     "causal": "segattn.modeling",
     "disable": "segattn.modeling",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from segattn.errors import SegmentError as SegmentError
     from segattn.errors import TemplateError as TemplateError
     from segattn.errors import UnsupportedModelError as UnsupportedModelError
+    from segattn.generation import PrefixCache as PrefixCache
     from segattn.masks import segment_mask as segment_mask
     from segattn.modeling import causal as causal
     from segattn.modeling import disable as disable

@@ -45,6 +45,21 @@ def test_the_second_turn_reuses_the_first(checkpoints, tmp_path):
     stats = chat(checkpoints / "merged", "/stats", "Hi", "And then?", "/stats").stdout
     assert stats.startswith("No answers yet.")
     assert f"2: prompt {turns[1]['prompt_tokens']} tokens, {turns[1]['reused_tokens']} from the cache" in stats
+    prompts = sum(turn["prompt_tokens"] for turn in turns)
+    share = turns[1]["reused_tokens"] / prompts
+    assert f"Prefix cache: {share:.0%} of {prompts} prompt tokens reused;" in stats
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "base"])
+def test_a_file_keeps_prefixes_from_one_run_to_the_next(checkpoints, tmp_path, kind):
+    options = ["--system", "Be brief.", "--prefix-cache", str(tmp_path / "prefixes")]
+    first = saved(tmp_path, checkpoints / kind, "Hi", options=options)["turns"]
+    second = saved(tmp_path, checkpoints / kind, "Hi", "Ho", options=options)["turns"]
+    assert first[0]["reused_tokens"] == 0
+    assert second[0]["reused_tokens"] == first[0]["prompt_tokens"] - 1
+    assert second[0]["text"] == first[0]["text"]
+    without = saved(tmp_path, checkpoints / kind, "Hi", "Ho", options=options[:2])["turns"]
+    assert [turn["text"] for turn in second] == [turn["text"] for turn in without]
 
 
 def test_mask_shows_the_conversation(checkpoints):

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import segattn
 from cli.tiny_chat import HandSegmenter, make_model, make_tokenizer
-from segattn.cli.conversation import Conversation, GenerationOptions, reusable_length
+from segattn.cli.conversation import Conversation, GenerationOptions
 from segattn.cli.loading import AnswerError, ChatModel
+from segattn.cli.prefixes import open_prefixes, summary
 from segattn.errors import TemplateError
 
 LINES = ["Hi there", "And what is 12 + 3?", "é中🙂", "<|im_end|>", "x" * 40]
@@ -21,7 +20,7 @@ def make_conversation(attention="segments", seed=0, length=12, system=None, **op
         segmenter = HandSegmenter(tokenizer)
         segattn.enable(model, segmenter)
     chat_model = ChatModel("tiny", model, tokenizer, segmenter, attention)
-    return Conversation(chat_model, GenerationOptions(max_new_tokens=length), system=system)
+    return Conversation(chat_model, GenerationOptions(max_new_tokens=length), system, open_prefixes(chat_model, None))
 
 
 def answer_from_nothing(conversation, messages):
@@ -90,20 +89,25 @@ def test_sliding_window_layers_go_on_from_their_cache(monkeypatch):
     assert turn.text == answer_from_nothing(conversation, messages)
 
 
-def test_an_answer_that_renders_otherwise_cuts_the_cache_at_the_difference(monkeypatch):
+def test_an_answer_that_renders_otherwise_is_reused_up_to_the_difference(monkeypatch):
     conversation = make_conversation(length=30)
     force(monkeypatch, conversation, "  with spaces")
     first, second = conversation.ask("one"), conversation.ask("two")
     assert first.text == "with spaces"
-    assert (second.cache, second.reused_tokens) == ("cut", first.prompt_tokens)
+    assert (second.cache, second.reused_tokens) == ("part", first.prompt_tokens)
 
 
-def test_a_layer_that_cannot_be_cut_means_a_rebuilt_cache(monkeypatch):
-    conversation = make_conversation(length=30)
-    force(monkeypatch, conversation, "  with spaces")
-    conversation.ask("one")
-    monkeypatch.setattr("segattn.cli.conversation._can_be_cut", lambda cache: False)
-    assert (conversation.ask("two").cache, conversation.turns[-1].reused_tokens) == ("rebuilt", 0)
+def test_keys_that_cannot_be_shared_are_computed_in_every_turn(monkeypatch):
+    conversation = make_conversation()
+    monkeypatch.setattr(type(conversation.chat_model.model), "_is_stateful", True)
+    assert open_prefixes(conversation.chat_model, None) is None
+    conversation.prefixes = None
+    for line in LINES[:2]:
+        messages = [*conversation.messages, {"role": "user", "content": line}]
+        turn = conversation.ask(line)
+        assert (turn.cache, turn.reused_tokens) == ("off", 0)
+        assert turn.text == answer_from_nothing(conversation, messages)
+    assert "off" in summary(conversation.prefixes)
 
 
 def test_the_streamed_pieces_are_the_answer(monkeypatch):
@@ -136,13 +140,17 @@ def test_an_abandoned_turn_leaves_no_trace():
         conversation.ask("two", interrupt)
     assert conversation.messages == before
     turn = conversation.ask("three")
-    assert turn.cache == "empty"
+    assert turn.cache == "part", "the first turn is still known"
     assert turn.text == answer_from_nothing(conversation, [*before, {"role": "user", "content": "three"}])
 
 
 def test_reset_and_system_begin_anew():
     conversation = make_conversation(system="Be brief.")
     conversation.ask("one")
+    conversation.reset()
+    again = conversation.ask("two")
+    assert again.cache == "part"
+    assert again.reused_tokens >= again.segments[0][1], "the system prompt is known"
     conversation.reset()
     assert conversation.messages == [{"role": "system", "content": "Be brief."}]
     conversation.set_system(None)
@@ -185,41 +193,3 @@ def test_segments_of_a_turn_are_its_messages():
     turn = conversation.ask("Hi")
     size = len("system\nBe brief.\n") + 2  # bytes, and two markers of one token
     assert turn.segments == [(0, size), (size, size + len("user\nHi\n") + 2)]
-
-
-def rows(length):
-    """Token ids of few kinds and segment ids that are contiguous runs, as (ids, segment ids)."""
-    runs = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=5)
-
-    def build(drawn):
-        segments = [number if inside else -1 for number, (size, inside) in enumerate(drawn) for _ in range(size)]
-        return st.tuples(st.lists(st.integers(0, 1), min_size=len(segments), max_size=len(segments)), st.just(segments))
-
-    return runs.flatmap(build)
-
-
-@given(old=rows(20), new=rows(20), shared=st.integers(0, 20))
-@settings(max_examples=300, deadline=None)
-def test_what_is_reused_saw_exactly_what_it_would_see_now(old, new, shared):
-    # Make a common beginning likely.
-    ids = old[0][:shared] + new[0][shared:]
-    ids = (ids + new[0])[: len(new[0])]
-    kept = reusable_length(old[0], old[1], ids, new[1])
-    assert 0 <= kept < len(ids)
-    assert old[0][:kept] == ids[:kept]
-    for i in range(kept):
-        seen = [_visible(segments, i) for segments in (old[1], new[1])]
-        assert seen[0] == seen[1]
-        assert max(seen[0]) < kept, "nothing beyond the cut was seen"
-
-
-def _visible(segment_ids, i):
-    return [j for j, segment in enumerate(segment_ids) if j <= i or (segment == segment_ids[i] >= 0)]
-
-
-def test_reuse_is_not_timid():
-    ids, segments = [1, 2, 3, 4, 5, 6], [0, 0, -1, -1, 1, 1]
-    assert reusable_length(ids[:4], segments[:4], ids, segments) == 4
-    assert reusable_length(ids[:4], segments[:4], [1, 2, 3, 9, 9], [0, 0, -1, -1, -1]) == 3
-    assert reusable_length(ids, segments, ids, segments) == 4
-    assert reusable_length([1, 2], [0, 0], [1, 9, 9], [0, 0, -1]) == 0

@@ -91,6 +91,26 @@ def test_a_dash_reads_the_question_from_stdin(checkpoints):
     assert result.stdout.strip() == expected(checkpoints / "merged", segments=True)
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_a_file_keeps_the_prompt_for_the_next_run(checkpoints, tmp_path, as_json):
+    options = ["-m", checkpoints / "merged", "--prefix-cache", tmp_path / "prefixes"]
+    plain = generate("-m", checkpoints / "merged", QUESTION).stdout
+    assert generate(*options, *as_json, QUESTION).exit_code == 0
+    content = json.loads(generate(*options, "--json", QUESTION).stdout)
+    assert content["reused_tokens"] == content["prompt_tokens"] - 1
+    assert content["text"] == plain.strip()
+
+
+def test_a_file_of_another_model_is_a_message_and_stays(checkpoints, tmp_path):
+    path = tmp_path / "prefixes"
+    generate("-m", checkpoints / "merged", "--prefix-cache", path, QUESTION)
+    before = path.read_bytes()
+    result = generate("-m", checkpoints / "adapter", "--prefix-cache", path, QUESTION)
+    assert result.exit_code == 2
+    assert "was saved for a model with other" in result.stderr
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

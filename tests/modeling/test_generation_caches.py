@@ -13,7 +13,6 @@ from modeling.generating import (
     PADDED_ROWS,
     ROWS,
     WINDOWED,
-    WITHOUT_A_BUG,
     assert_same,
     build,
     generate,

@@ -1,4 +1,4 @@
-"""A prefill in chunks that no segment is cut by, against transformers' loop under a hand-built mask without any cache."""
+"""A prefill in chunks that cut no segment, against transformers' loop under a hand-built mask without any cache."""
 
 import pytest
 import torch
@@ -247,6 +247,14 @@ def test_families_with_windows_and_shared_keys(family):
     want = model.generate(**inputs)
     for options in ({"prefill_chunk_size": 1}, {"prefill_chunk_size": 5}):
         assert_same(model.generate(**inputs, **options), want)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_computed_by_slices(name, size):
+    model = segattn.enable(build(name), backend="sliced")
+    want = generate_by_hand(name, "sdpa", tokens(), ROWS, **GREEDY)
+    assert_same(model.generate(tokens(), segment_ids=torch.tensor(ROWS), prefill_chunk_size=size, **GREEDY), want)
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, True, "4"])

@@ -4,11 +4,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segattn.cli.loading import DTYPE_HELP, Attention, Dtype
+from segattn.cli.prefixes import FILE_HELP, open_prefixes
 
 if TYPE_CHECKING:
     from segattn.cli.conversation import Conversation
@@ -28,11 +30,13 @@ def command(
     seed: Annotated[int, typer.Option(help="The seed of sampling.")] = 0,
     dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    prefix_cache: Annotated[Path | None, typer.Option(dir_okay=False, help=FILE_HELP)] = None,
 ) -> None:
     """Talk to a model in the terminal, or line by line through a pipe.
 
-    The keys and values of earlier turns are kept, so each turn computes only what is new. Inside: /mask shows the
-    segments, /stats what each answer took, /help the rest; Ctrl-C stops an answer.
+    The keys and values of earlier turns are kept, so each turn computes only what is new; --prefix-cache keeps them
+    from one run to the next. Inside: /mask shows the segments, /stats what each answer took, /help the rest; Ctrl-C
+    stops an answer.
 
     Example:  segattn chat --model runs/segments --system "Be brief."
     """
@@ -45,7 +49,8 @@ def command(
     chat_model = load_chat_model(model, attention, dtype, device, tell=lambda line: print(line, file=sys.stderr))
     set_seed(seed)
     options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    conversation = Conversation(chat_model, options, system=system)
+    prefixes = open_prefixes(chat_model, prefix_cache)
+    conversation = Conversation(chat_model, options, system, prefixes)
     commands = ChatCommands(conversation)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
@@ -58,6 +63,8 @@ def command(
             _answer(conversation, line.strip())
         if commands.quit:
             break
+    if prefixes is not None and prefix_cache is not None:
+        prefixes.save(prefix_cache)
 
 
 def _lines(interactive: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segattn.cli.conversation import Conversation
 from segattn.cli.display import coloured_tokens, runs_of, runs_table
+from segattn.cli.prefixes import summary
 from segattn.errors import SegmentAttentionError
 
 __all__ = ["ChatCommands"]
@@ -66,6 +67,7 @@ class ChatCommands:
                 f"answer {turn.new_tokens} tokens, {max(turn.new_tokens - 1, 0) / after_first:.1f} per second, "
                 f"{turn.finish}"
             )
+        print(summary(self.conversation.prefixes))
 
     def _system(self, text: str) -> None:
         self.conversation.set_system(text)

@@ -1,15 +1,19 @@
-"""A conversation that keeps its KV cache between turns, and says how much of it each turn could use."""
+"""A conversation that keeps the keys and values of its turns, and says how much of them each turn could use."""
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segattn.cli.loading import AnswerError, ChatModel
 
-__all__ = ["Conversation", "GenerationOptions", "Turn", "reusable_length"]
+if TYPE_CHECKING:
+    from segattn.generation import PrefixCache
+
+__all__ = ["Conversation", "GenerationOptions", "Turn"]
 
 Finish = Literal["end", "length", "stopped"]
+Reuse = Literal["off", "empty", "part", "extended"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,10 @@ class GenerationOptions:
 class Turn:
     """One answer and what it took.
 
-    `reused_tokens` of the `prompt_tokens` came from the cache. `cache` says what happened to it: "empty" (nothing
-    to reuse), "extended", "cut" (its tail no longer fitted the conversation) or "rebuilt" (nothing of it fitted).
-    `finish` is "end" (the model ended its answer), "length" or "stopped" (by the user).
+    `reused_tokens` of the `prompt_tokens` came from the prefix cache. `cache` says how: "extended" (this conversation
+    went on where it stood), "part" (a system prompt, or turns before a difference), "empty" (nothing fitted) or "off"
+    (the model's keys cannot be shared, so that every turn computes all). `finish` is "end" (the model ended its
+    answer), "length" or "stopped" (by the user).
     """
 
     text: str
@@ -43,7 +48,7 @@ class Turn:
     segments: list[tuple[int, int]]
     first_token_seconds: float
     seconds: float
-    cache: str
+    cache: Reuse
     finish: Finish
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,26 +58,27 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """Messages, the cache that holds their keys and values, and the answers so far."""
+    """Messages, what is known of their keys and values, and the answers so far.
+
+    `prefixes` is None for a model whose keys cannot be shared.
+    """
 
     chat_model: ChatModel
     options: GenerationOptions = field(default_factory=GenerationOptions)
     system: str | None = None
+    prefixes: "PrefixCache | None" = None
 
     def __post_init__(self) -> None:
         self.turns: list[Turn] = []
         self.messages: list[dict[str, str]] = []
         self._stop = False
-        # What the cache holds: its tokens, and the segments that they were computed under.
-        self._cache: Any = None
-        self._ids: list[int] = []
-        self._segment_ids: list[int] = []
+        self._held = 0  # tokens of this conversation whose keys were computed
         self.reset()
 
     def reset(self) -> None:
-        """Forget the messages and the cache; the system prompt stays."""
+        """Forget the messages; the system prompt stays, and so do the prefixes."""
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        self._forget()
+        self._held = 0
 
     def set_system(self, text: str | None) -> None:
         """Begin a new conversation with this system prompt, or with none."""
@@ -104,29 +110,23 @@ class Conversation:
         try:
             turn = self._answer(write or _discard)
         except BaseException:
-            # Half a turn would poison the next one: neither its message nor its cache stays.
             self.messages.pop()
-            self._forget()
             raise
         self.messages.append({"role": "assistant", "content": turn.text})
         self.turns.append(turn)
         return turn
 
     def _answer(self, write: Callable[[str], None]) -> Turn:
-        from transformers import DynamicCache
-
         self._stop = False
         batch = self.encode()
-        ids, segment_ids = batch["input_ids"][0].tolist(), batch["segment_ids"][0].tolist()
-        room = _room(self.chat_model, len(ids))
-        reused, event = self._fit_cache(ids, segment_ids)
-        if self._cache is None:
-            self._cache = DynamicCache(config=self.chat_model.model.config)
+        prompt, segment_ids = batch["input_ids"], batch["segment_ids"]
+        room = _room(self.chat_model, prompt.shape[1])
         started = time.perf_counter()
+        request = None if self.prefixes is None else self.prefixes.begin(prompt, segment_ids)
         clock = _Clock(self)
         output = self.chat_model.generate(
             batch,
-            past_key_values=self._cache,
+            past_key_values=None if request is None else request.past_key_values,
             max_new_tokens=min(self.options.max_new_tokens, room),
             stopping_criteria=[clock],
             streamer=_streamer(self.chat_model.tokenizer, write),
@@ -134,64 +134,26 @@ class Conversation:
             **self.options.arguments(),
         )
         seconds = time.perf_counter() - started
-        sequence = output[0].tolist()
-        answer = sequence[len(ids) :]
-        # The newest token has no keys yet. All generated tokens are causal.
-        held = int(self._cache.get_seq_length())
-        self._ids = sequence[:held]
-        self._segment_ids = (segment_ids + [-1] * len(answer))[:held]
+        answer = output[0, prompt.shape[1] :].tolist()
+        reused = 0
+        event: Reuse = "off"
+        if self.prefixes is not None and request is not None:
+            self.prefixes.finish(request, output)
+            reused = request.reused[0]
+            event = "empty" if reused == 0 else "extended" if 0 < self._held <= reused else "part"
+        self._held = output.shape[1] - 1  # the newest token has no keys yet
         ended = bool(answer) and answer[-1] in _end_tokens(self.chat_model)
         return Turn(
             text=self.chat_model.tokenizer.decode(answer, skip_special_tokens=True).strip(),
-            prompt_tokens=len(ids),
+            prompt_tokens=prompt.shape[1],
             reused_tokens=reused,
             new_tokens=len(answer),
-            segments=_runs(segment_ids),
+            segments=_runs(segment_ids[0].tolist()),
             first_token_seconds=(clock.first or started) - started,
             seconds=seconds,
             cache=event,
             finish="end" if ended else "stopped" if self._stop else "length",
         )
-
-    def _fit_cache(self, ids: list[int], segment_ids: list[int]) -> tuple[int, str]:
-        """Cut the cache back to what the new prompt begins with; returns (tokens kept, what happened)."""
-        if self._cache is None:
-            return 0, "empty"
-        held = len(self._ids)
-        kept = reusable_length(self._ids, self._segment_ids, ids, segment_ids)
-        if kept == held:
-            return kept, "extended"
-        # Sliding-window and recurrent layers have let go of what a cut would bring back.
-        if kept == 0 or not _can_be_cut(self._cache):
-            self._forget()
-            return 0, "rebuilt"
-        self._cache.crop(kept - held)  # negative: how many to let go
-        return kept, "cut"
-
-    def _forget(self) -> None:
-        self._cache = None
-        self._ids, self._segment_ids = [], []
-
-
-def reusable_length(
-    cached_ids: list[int], cached_segment_ids: list[int], ids: list[int], segment_ids: list[int]
-) -> int:
-    """Return how many cached tokens a new prompt can build on.
-
-    They must be the same tokens under the same segments, and the cut may not go through a segment, neither a cached
-    one (its tokens have seen what follows the cut) nor a new one (its tokens must see what follows). At least one
-    token is left to compute.
-    """
-    limit = min(len(cached_ids), len(ids) - 1)
-    kept = next((i for i in range(limit) if cached_ids[i] != ids[i] or cached_segment_ids[i] != segment_ids[i]), limit)
-    while kept > 0 and (_inside(cached_segment_ids, kept) or _inside(segment_ids, kept)):
-        kept -= 1
-    return kept
-
-
-def _inside(segment_ids: list[int], position: int) -> bool:
-    """Tell whether a cut before `position` goes through a segment."""
-    return position < len(segment_ids) and segment_ids[position - 1] == segment_ids[position] >= 0
 
 
 def _runs(segment_ids: list[int]) -> list[tuple[int, int]]:
@@ -199,12 +161,6 @@ def _runs(segment_ids: list[int]) -> list[tuple[int, int]]:
     edges = [i for i in range(len(segment_ids)) if i == 0 or segment_ids[i] != segment_ids[i - 1]]
     ends = [*edges[1:], len(segment_ids)]
     return [(start, end) for start, end in zip(edges, ends, strict=True) if segment_ids[start] >= 0]
-
-
-def _can_be_cut(cache: Any) -> bool:
-    from transformers.cache_utils import DynamicLayer
-
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _room(chat_model: ChatModel, prompt_tokens: int) -> int:

@@ -3,11 +3,13 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segattn.cli.loading import DTYPE_HELP, Attention, Dtype
+from segattn.cli.prefixes import FILE_HELP, open_prefixes
 
 __all__ = ["command"]
 
@@ -25,6 +27,7 @@ def command(
     seed: Annotated[int, typer.Option(help="The seed of sampling.")] = 0,
     dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    prefix_cache: Annotated[Path | None, typer.Option(dir_okay=False, help=FILE_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens, segments, text and timing as JSON.")] = False,
 ) -> None:
     """Answer one question with a base model, an adapter or a merged model.
@@ -46,11 +49,14 @@ def command(
     load_seconds = time.perf_counter() - started
     set_seed(seed)
     options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    conversation = Conversation(chat_model, options, system=system)
+    prefixes = open_prefixes(chat_model, prefix_cache)
+    conversation = Conversation(chat_model, options, system, prefixes)
+    turn = conversation.ask(text, None if as_json else lambda piece: print(piece, end="", flush=True))
     if not as_json:
-        conversation.ask(text, lambda piece: print(piece, end="", flush=True))
         print()
+    if prefixes is not None and prefix_cache is not None:
+        prefixes.save(prefix_cache)
+    if not as_json:
         return
-    turn = conversation.ask(text)
     result = {"model": model, "attention": chat_model.attention, "load_seconds": load_seconds, **turn.to_dict()}
     print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -19,7 +19,7 @@ from segattn.modeling.prefill import check_chunk_size, prefill_member
 from segattn.modeling.state import SegmentState
 from segattn.segments import as_rows, check_segment_ids
 
-__all__ = ["generation_members", "with_segment_ids"]
+__all__ = ["generation_members", "generation_option", "padding_mask", "prompt_segment_ids", "with_segment_ids"]
 
 _CAUSALLY = "run causally on purpose with `with segattn.causal(model): ...`"
 
@@ -52,18 +52,26 @@ def _generate(cls: type[Any]) -> Any:
     @functools.wraps(cls.generate)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: SegmentState = self._segattn_state
+        prefix_cache = kwargs.pop("prefix_cache", None)
+        given = call_arguments(names, args, kwargs)
         if not state.is_causal:
-            given = call_arguments(names, args, kwargs)
             _check_options(self, given)
             _refuse_right_padding(self, given)
-            kwargs["segment_ids"] = _prompt_segment_ids(state, given)
-            check_chunk_size(_option(self, given, "prefill_chunk_size"))
-        return cls.generate(self, *args, **kwargs)
+            kwargs["segment_ids"] = given["segment_ids"] = prompt_segment_ids(state, given)
+            check_chunk_size(generation_option(self, given, "prefill_chunk_size"))
+        run = functools.partial(cls.generate, self, *args, **kwargs)
+        if prefix_cache is None:
+            return run()
+        if not hasattr(prefix_cache, "generate_with"):
+            raise UnsupportedModelError(
+                f"prefix_cache is a {type(prefix_cache).__name__}; expected segattn.PrefixCache(model, max_bytes=...)"
+            )
+        return prefix_cache.generate_with(self, given, run)
 
     return generate
 
 
-def _option(model: Any, given: dict[str, Any], name: str) -> Any:
+def generation_option(model: Any, given: dict[str, Any], name: str) -> Any:
     """Return the value that a generation option will have: of the call, its config, or the model's."""
     if name in given:
         return given[name]
@@ -87,7 +95,7 @@ _HUB_MODES = {
 
 def _check_options(model: Any, given: dict[str, Any]) -> None:
     """Refuse options that would change the prompt, or whose passes were not compared with hand-built masks."""
-    option = functools.partial(_option, model, given)
+    option = functools.partial(generation_option, model, given)
     for name, why in _REFUSED.items():
         if option(name):
             raise UnsupportedModelError(
@@ -134,13 +142,19 @@ def _prompt(given: dict[str, Any]) -> Tensor | None:
     return next((given[name] for name in ("inputs", "input_ids") if given.get(name) is not None), None)
 
 
+def padding_mask(model: Any, given: dict[str, Any]) -> Tensor | None:
+    """Return the padding mask that a call of `generate` has or that transformers infers; None without padding."""
+    mask, prompt, pad = given.get("attention_mask"), _prompt(given), generation_option(model, given, "pad_token_id")
+    if mask is None and prompt is not None and pad is not None and given.get("inputs_embeds") is None:
+        ends = generation_option(model, given, "eos_token_id")
+        if pad not in (ends if isinstance(ends, list) else [ends]):
+            return prompt != pad
+    return mask
+
+
 def _refuse_right_padding(model: Any, given: dict[str, Any]) -> None:
     """The first new token comes from the last column: from nothing, where that is padding."""
-    mask, prompt, pad = given.get("attention_mask"), _prompt(given), _option(model, given, "pad_token_id")
-    if mask is None and prompt is not None and pad is not None and given.get("inputs_embeds") is None:
-        ends = _option(model, given, "eos_token_id")
-        if pad not in (ends if isinstance(ends, list) else [ends]):
-            mask = prompt != pad  # as transformers infers it
+    mask = padding_mask(model, given)
     if mask is not None and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
         raise SegmentError(
             f"row {int((mask[:, -1] == 0).nonzero()[0])} is padded on the right, so its first new token would be "
@@ -148,7 +162,7 @@ def _refuse_right_padding(model: Any, given: dict[str, Any]) -> None:
         )
 
 
-def _prompt_segment_ids(state: SegmentState, given: dict[str, Any]) -> Tensor:
+def prompt_segment_ids(state: SegmentState, given: dict[str, Any]) -> Tensor:
     """Return the segments of the whole prompt, given or derived: what is generated later stays causal."""
     prompt = _prompt(given)
     segment_ids = given.get("segment_ids")

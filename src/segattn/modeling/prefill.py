@@ -15,14 +15,21 @@ from segattn.modeling.inputs import cached_length
 from segattn.modeling.state import SegmentState
 from segattn.segments import as_rows, pad_segment_ids
 
-__all__ = ["AUTOMATIC_CHUNK", "check_chunk_size", "chunk_ends", "cuttable", "follows_length", "prefill_member"]
+__all__ = ["AUTOMATIC_CHUNK", "check_chunk_size", "chunk_ends", "cuttable", "prefill_member", "why_in_one_pass"]
 
 AUTOMATIC_CHUNK = 8192
 """Prompts with more new tokens than this are prefilled in chunks of at most this many (or of one longer segment)."""
 
 # Model inputs that a chunk can be given its part of. Any other tensor belongs to the prompt as a whole.
 _CUT = {"attention_mask", "position_ids", "segment_ids"}
-_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer"}
+_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer", "DummyLayer"}
+
+# Found by running every family of transformers in one pass and in pieces: model type -> what its stock code does.
+_OTHERWISE_IN_PIECES = {
+    "moshi": "its cache drops keys outside of a window that its masks do not hide",
+    "git": "behind a cache it reads the padding mask as if image tokens stood before it",
+    "qwen3_omni_moe_thinker": "its positions start again in every pass",
+}
 
 
 def cuttable(segment_ids: Tensor) -> Tensor:
@@ -60,11 +67,18 @@ def chunk_ends(segment_ids: Tensor, start: int, size: int) -> list[int]:
     return ends
 
 
-def follows_length(config: Any) -> bool:
-    """Whether positions are encoded by the length of the whole pass, so that a piece of a prompt gets other keys."""
-    parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+def why_in_one_pass(config: Any) -> str | None:
+    """Say why a piece of a prompt gets other keys than it has in the whole prompt; None where it gets the same."""
+    text = config.get_text_config(decoder=True)
+    for part in (config, text):
+        if part.model_type in _OTHERWISE_IN_PIECES:
+            return _OTHERWISE_IN_PIECES[part.model_type]
+    parameters = getattr(text, "rope_parameters", None) or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+    names = [str(kind.get("rope_type")) for kind in kinds]
+    if any("dynamic" in name or name == "longrope" for name in names):
+        return "its rotary positions depend on the length of the whole pass (rope_type dynamic or longrope)"
+    return None
 
 
 def check_chunk_size(size: Any) -> None:
@@ -84,7 +98,11 @@ def prefill_member(cls: type[Any]) -> Any:
 
     @functools.wraps(cls._prefill)
     def _prefill(
-        self: Any, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
+        self: Any,
+        input_ids: Tensor,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
     ) -> Any:
         state: SegmentState = self._segattn_state
         segment_ids = model_kwargs.get("segment_ids")
@@ -94,25 +112,20 @@ def prefill_member(cls: type[Any]) -> Any:
         whole.prefill_chunk_size = None
         size = generation_config.prefill_chunk_size
         # A draft that goes on from its own cache has a few new tokens, and takes them back.
-        reason = None if is_first_iteration else "a draft model's pass"
-        reason = reason or _why_whole(self, model_kwargs)
+        reason = _why_whole(self, model_kwargs, generation_config) if is_first_iteration else "a draft"
         if size is not None and reason is not None and is_first_iteration:
             raise UnsupportedModelError(
                 f"prefill_chunk_size={size} cannot be kept: {reason}. Leave prefill_chunk_size out: the prompt then "
                 "runs in one pass"
             )
-        if reason is not None or (size is None and (generation_config.output_attentions or _hidden(generation_config))):
+        if reason is not None:
             return cls._prefill(self, input_ids, whole, model_kwargs, is_first_iteration)
         return _in_chunks(functools.partial(cls._prefill, self), input_ids, whole, model_kwargs, size)
 
     return _prefill
 
 
-def _hidden(generation_config: Any) -> bool:
-    return bool(generation_config.output_hidden_states)  # returned for the last chunk only
-
-
-def _why_whole(model: Any, model_kwargs: dict[str, Any]) -> str | None:
+def _why_whole(model: Any, model_kwargs: dict[str, Any], generation_config: Any) -> str | None:
     """Say why a prompt must run in one pass; None where pieces are exact."""
     cache = model_kwargs.get("past_key_values")
     if model.config.is_encoder_decoder:
@@ -122,15 +135,17 @@ def _why_whole(model: Any, model_kwargs: dict[str, Any]) -> str | None:
     if model_kwargs.get("inputs_embeds") is not None:
         return "the prompt is given as inputs_embeds"
     others = [name for name, value in model_kwargs.items() if isinstance(value, Tensor) and name not in _CUT]
-    if others or model_kwargs.get("mm_encoder_outputs") is not None:
-        return f"{', '.join(others) or 'mm_encoder_outputs'} belong to the prompt as a whole"
-    kinds = [type(layer).__name__ for layer in cache.layers] or [cache.layer_class_to_replicate.__name__]
-    unknown = sorted(set(kinds) - _LAYERS)
+    encoded = (model_kwargs.get("mm_encoder_outputs") or {}).values()
+    if others or any(output is not None for output in encoded):
+        return f"{', '.join(others) or 'mm_encoder_outputs'} belongs to the prompt as a whole"
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
+    kinds = kinds or {getattr(getattr(cache, "layer_class_to_replicate", None), "__name__", type(cache).__name__)}
+    unknown = sorted(kinds - _LAYERS)
     if unknown:
         return f"a cache of {', '.join(unknown)} gives other results when it is filled in pieces"
-    if follows_length(model.config):
-        return "the model's rotary positions depend on the length of the pass (rope_type dynamic or longrope)"
-    return None
+    if generation_config.output_attentions or generation_config.output_hidden_states:
+        return "output_attentions and output_hidden_states would come out for the last chunk only"
+    return why_in_one_pass(model.config)
 
 
 def _in_chunks(
