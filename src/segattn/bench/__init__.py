@@ -1,0 +1,1 @@
+"""Measuring: contestants that take turns, what they are given, and result files that say where they come from."""
