@@ -3,8 +3,8 @@
     python benchmarks/attention.py            # about seven minutes on two cores
     python benchmarks/attention.py --quick    # a smoke test
 
-Up to 4,096 tokens there are 8 heads (2 of key and value), and 2 (1) beyond, which saves minutes. Their number is even, so
-that two threads share the work evenly whatever the contestant.
+Up to 4,096 tokens there are 8 heads (2 of key and value), and 2 (1) beyond, which saves minutes. Their number is even,
+so that two threads share the work evenly whatever the contestant.
 """
 
 from functools import partial

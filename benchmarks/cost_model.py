@@ -3,10 +3,10 @@
     python benchmarks/cost_model.py            # a second, after prefill.py
     python benchmarks/cost_model.py --quick    # a smoke test
 
-A prefill of n tokens takes 2 n operations for each weight of a linear layer, and 4 d for each score of each head (d is the
-head size). Attention needs more time per operation than a linear layer does; how much more (the slowdown) is taken from
-one measured prefill per model, and predicts that model's other lengths. Llama 3 is predicted from the counts alone, and
-with the slowdown of the single layer. What grows neither with weights nor with scores is left out.
+A prefill of n tokens takes 2 n operations for each weight of a linear layer, and 4 d for each score of each head (d is
+the head size). Attention needs more time per operation than a linear layer does; how much more (the slowdown) is taken
+from one measured prefill per model, and predicts that model's other lengths. Llama 3 is predicted from the counts
+alone, and with the slowdown of the single layer. What grows neither with weights nor with scores is left out.
 """
 
 from collections.abc import Mapping

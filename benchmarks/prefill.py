@@ -3,8 +3,8 @@
     python benchmarks/prefill.py            # about six minutes on two cores
     python benchmarks/prefill.py --quick    # a smoke test
 
-The whole model goes up to 4,096 tokens, the single layer to 8,192. The dense mask is left out where it would take minutes
-(4,096 tokens of the whole model); the first cells have shown that it gives the same logits.
+The whole model goes up to 4,096 tokens, the single layer to 8,192. The dense mask is left out where it would take
+minutes (4,096 tokens of the whole model); the first cells have shown that it gives the same logits.
 """
 
 from functools import partial

@@ -11,7 +11,7 @@ import torch
 
 from segattn.bench.machine import DTYPES, folder_name, open_device, pick_dtype, provenance
 from segattn.bench.results import Cell, Results, Row
-from segattn.bench.timing import QUICK, Effort
+from segattn.bench.timing import QUICK, Effort, Spread
 from segattn.errors import SegmentAttentionError
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +105,14 @@ def summary(row: Row) -> str:
     cell = ", ".join(str(value) for value in row.cell.values())
     if base is None:
         return f"{cell}: " + ", ".join(f"{name} {row.figure(name).median:.4g}" for name in row.figures)
-    found = {name: row.ratio(name, base) for name in row.figures if name != base}
-    ratios = ", ".join(
-        f"{name} {spread.median:.3f} ({spread.low:.3f}-{spread.high:.3f})" for name, spread in found.items()
-    )
-    return f"{cell}, {len(row.figures[base])} rounds, relative to {base}: {ratios}"
+    rounds = len(row.figures[base])
+    ratios = ", ".join(f"{name} {_ratio(row.ratio(name, base))}" for name in row.figures if name != base)
+    return f"{cell}, {rounds} rounds, relative to {base}: {ratios}" if rounds > 1 else f"{cell}: {ratios} of {base}"
+
+
+def _ratio(found: Spread) -> str:
+    shown = f"{found.median:.3f}"
+    return shown if found.rounds == 1 else f"{shown} ({found.low:.3f}-{found.high:.3f})"
 
 
 def shown(path: Path) -> str:

@@ -59,9 +59,7 @@ def visible_ranges(
     # A padding query sees no padding, not even itself; bisection begins there, so padding keys go afterwards.
     rule = mask_function(ids, documents, sliding_window, hide_padding=False)
     batch, keys = ids.shape
-    return bisected_ranges(
-        rule, batch, queries=(keys - queries, keys), keys=(0, keys), real_BK=real, device=ids.device
-    )
+    return bisected_ranges(rule, batch, queries=(keys - queries, keys), keys=(0, keys), real_BK=real, device=ids.device)
 
 
 def bisected_ranges(
@@ -90,16 +88,17 @@ def bisected_ranges(
     rows = torch.arange(batch, device=device)[:, None]
     query = torch.arange(*queries, device=device)[None].expand(batch, -1)
     head = torch.zeros_like(rows)
-    # The farthest step that is still seen, in both directions: a binary search from the highest bit down.
-    back, ahead = torch.zeros_like(query), torch.zeros_like(query)
+    # The farthest step that is still seen, backward and ahead: a binary search from the highest bit down.
+    direction = torch.tensor([-1, 1], device=device)[:, None, None]
+    step = torch.zeros((2, *query.shape), dtype=torch.int64, device=device)
     for bit in reversed(range(max(end - first_key - 1, 1).bit_length())):
-        farther = back + (1 << bit)
-        seen = (query - farther >= first_key) & rule(rows, head, query, (query - farther).clamp(min=first_key))
-        back = torch.where(seen, farther, back)
-        farther = ahead + (1 << bit)
-        seen = (query + farther < end) & rule(rows, head, query, (query + farther).clamp(max=end - 1))
-        ahead = torch.where(seen, farther, ahead)
-    return _without_padding(query - back - first_key, query + ahead + 1 - first_key, end - first_key, real_BK)
+        farther = step + (1 << bit)
+        key = query + direction * farther
+        inside = (key >= first_key) & (key < end)
+        seen = inside & rule(rows, head, query, key.clamp(first_key, end - 1))
+        step = torch.where(seen, farther, step)
+    start, stop = query - step[0] - first_key, query + step[1] + 1 - first_key
+    return _without_padding(start, stop, end - first_key, real_BK)
 
 
 def _without_padding(start: Tensor, stop: Tensor, keys: int, real_BK: Tensor | None) -> VisibleRanges | None:
