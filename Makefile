@@ -40,6 +40,11 @@ families: $(STAMP)
 clean:
 	rm -rf $(VENV)
 
+# In this order: the cost model is checked against the prefills.
+BENCHMARKS := attention thresholds prefill decoding training_step first_token memory cost_model
+
+# Under twenty minutes on two cores, with nothing else running. What was cut off goes on; ARGS=--fresh measures anew,
+# ARGS=--quick is a smoke test, ARGS="--device cuda" measures a GPU.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/model_cost.py --output benchmarks/results/model_cost.json
-	$(BIN)/python benchmarks/enable_cost.py --output benchmarks/results/enable_cost.json
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit; done
+	$(BIN)/python benchmarks/page.py

@@ -23,7 +23,7 @@ from segattn.bench.results import Results, Row, read_results
 from segattn.segments import attention_cost
 
 LENGTHS = {"8k": 8_192, "128k": 131_072, "1M": 1_048_576}
-CALIBRATED_AT = 1024
+CALIBRATED_AT = 1024  # tokens
 
 
 def llama3(layers: int, hidden: int, heads: int, intermediate: int) -> ModelShape:
@@ -36,7 +36,7 @@ def llama3(layers: int, hidden: int, heads: int, intermediate: int) -> ModelShap
 LARGE = {"Llama 3 8B": llama3(32, 4096, 32, 14336), "Llama 3 70B": llama3(80, 8192, 64, 28672)}
 
 
-def predict(shape: ModelShape, length: int, scores: int, slowdown: float) -> float:
+def predict(shape: ModelShape, length: int, scores: float, slowdown: float) -> float:
     """Return the operations of a prefill, those of attention counted `slowdown` times."""
     return 2.0 * shape.linear * length + slowdown * 4.0 * shape.head_size * shape.heads * shape.layers * scores
 
@@ -50,7 +50,8 @@ def slowdown_of(row: Row) -> float:
     if rest <= 0:
         return 1.0  # figures of a smoke test may say so
     per_score_operation = full / (4.0 * facts["head_size"] * facts["heads"] * facts["scores"]["dense"])
-    return per_score_operation / (rest / (2.0 * facts["linear"] * length))
+    slowdown: float = per_score_operation / (rest / (2.0 * facts["linear"] * length))
+    return slowdown
 
 
 def plan(options: Options) -> Plan:

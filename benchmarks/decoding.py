@@ -31,9 +31,9 @@ def plan(options: Options) -> Plan:
     for prompt in (64,) if options.quick else PROMPTS:
         cell = {"model": SMOLLM2, "step": "decode one token", "prompt": prompt}
         # The first steps grow buffers.
-        yield cell, partial(decoding, cell, options.effort(15.0, most=200), options)
+        yield cell, partial(decoding, cell, options.effort(10.0, most=200), options)
     cell = {"model": SMOLLM2, "step": "switch"}
-    yield cell, partial(switching, cell, options.effort(12.0), options)
+    yield cell, partial(switching, cell, options.effort(8.0), options)
 
 
 def decoding(cell: Cell, effort: Effort, options: Options) -> Row:

@@ -28,7 +28,7 @@ def plan(options: Options) -> Plan:
     """One cell per length of the system prompt."""
     for system in (64,) if options.quick else SYSTEM:
         cell = {"model": SMOLLM2, "system": system, "question": QUESTION}
-        yield cell, partial(measure, cell, options.effort(25.0, most=12), options)
+        yield cell, partial(measure, cell, options.effort(15.0, most=12, warm_up=False), options)
 
 
 def measure(cell: Cell, effort: Effort, options: Options) -> Row:
@@ -63,7 +63,8 @@ def asker(model: Any, system: int, cache: Any = None) -> Callable[[], torch.Tens
             input_ids=ids, attention_mask=torch.ones_like(ids), segment_ids=segments, max_new_tokens=1, do_sample=False,
             output_logits=True, return_dict_in_generate=True, **more,
         )  # fmt: skip
-        return found.logits[0]
+        logits: torch.Tensor = found.logits[0]
+        return logits
 
     return ask
 

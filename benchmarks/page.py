@@ -6,6 +6,7 @@ python benchmarks/page.py --results runs/bench --page runs/bench/page.md
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ The layouts: **25/70/5** is a system segment of 25 % of the tokens, a user segme
 and a causal tail.
 """
 
-NOTHING = "\nNothing has been measured yet: run `make bench`.\n"
+NOTHING = "Nothing has been measured yet: run `make bench`."
 
 
 def main() -> None:
@@ -86,19 +87,19 @@ def read_devices(folder: Path) -> dict[str, dict[str, Results]]:
 
 def page(devices: Mapping[str, Mapping[str, Results]], pictures: Path, folder: Path) -> str:
     """Return the page; its links to pictures are relative to its folder."""
-    text = HEAD
+    parts = [HEAD]
     for device, results in devices.items():
         some = next(iter(results.values()))
-        text += f"\n## {some.provenance['device']}\n"
+        parts.append(f"## {some.provenance['device']}")
         if any(found.settings["quick"] for found in results.values()):
-            text += "\n**Figures of a smoke test (`--quick`): they show that the scripts run, and nothing else.**\n"
-        text += f"\n### Targets\n\n{target_table(results)}"
+            parts.append("**Figures of a smoke test (`--quick`): they show that the scripts run, and nothing else.**")
+        parts.append(f"### Targets\n\n{target_table(results)}")
         for claim, section in SECTIONS.items():
             if claim in results:
-                link = (pictures / device / f"{claim}.png").resolve().relative_to(folder.resolve())
-                text += f"\n{section(results[claim], link.as_posix())}"
-        text += f"\n### Where these figures come from\n\n{sources(results)}"
-    return text if devices else text + NOTHING
+                link = os.path.relpath(pictures / device / f"{claim}.png", folder)
+                parts.append(section(results[claim], Path(link).as_posix()))
+        parts.append(f"### Where these figures come from\n\n{sources(results)}")
+    return "\n\n".join(part.strip() for part in (parts if devices else [HEAD, NOTHING])) + "\n"
 
 
 if __name__ == "__main__":

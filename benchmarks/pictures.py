@@ -24,18 +24,18 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
 
 
 def draw(results: Results, path: Path) -> Path | None:
-    """Draw the picture of a claim; None where nothing was measured."""
-    if not results.rows:
+    """Draw the picture of a claim; None where nothing was measured, or where a claim has no picture."""
+    if not results.rows or results.claim not in _DRAWN:
         return None
     return save(_DRAWN[results.claim](results.rows), path)
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A figure without pyplot's global state, and its panels."""
+def _figure(rows: int, columns: int, width: float, height: float, *, shared: bool = False) -> tuple[Any, list[Any]]:
+    """A figure without pyplot's global state, and its panels; those of a row may share their scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey="row" if shared else False).flat)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(colors=INK, which="both", labelsize=8)
@@ -58,7 +58,7 @@ def _lines(panel: Any, rows: Sequence[Row], names: Sequence[str], base: str) -> 
             [length for length, _ in points], [spread.median for _, spread in points], yerr=bars, label=label,
             color=color, ls=line, marker=marker, ms=4, lw=1.4, capsize=2,
         )  # fmt: skip
-    panel.axhline(1.0, color=CAUSAL_COLOR, lw=1)
+    panel.axhline(1.0, color=CAUSAL_COLOR, lw=1, label=STYLES["causal"][0])
     _lengths(panel, rows)
 
 
@@ -71,7 +71,7 @@ def _lengths(panel: Any, rows: Sequence[Row]) -> None:
 
 def _attention(rows: Sequence[Row]) -> Any:
     directions = list(dict.fromkeys(row.cell["pass"] for row in rows))
-    figure, panels = _figure(len(directions), len(LAYOUTS), 10.5, 3.1 * len(directions) + 0.6)
+    figure, panels = _figure(len(directions), len(LAYOUTS), 10.5, 3.1 * len(directions) + 0.6, shared=True)
     cells = [(direction, layout) for direction in directions for layout in LAYOUTS]
     for number, (panel, (direction, layout)) in enumerate(zip(panels, cells, strict=True)):
         mine = [row for row in rows if (row.cell["pass"], row.cell["layout"]) == (direction, layout)]
@@ -116,6 +116,7 @@ def _memory(rows: Sequence[Row]) -> Any:
     loaded = [row.figure("loaded").median / 2**30 for row in rows]
     panel.plot([row.cell["length"] for row in rows], loaded, label="model loaded, no prefill", color=INK, ls=":")
     panel.set_ylim(bottom=0)
+    panel.xaxis.set_major_formatter("{x:,.0f}")
     panel.set_xlabel("tokens", fontsize=8, color=INK)
     panel.set_ylabel("peak memory of the process (GiB)", fontsize=8, color=INK)
     panel.legend(frameon=False, fontsize=8, labelcolor=INK)
@@ -131,7 +132,7 @@ def _bars(found: Mapping[str, Spread], label: str, mark: float = 1.0) -> Any:
     panel.barh(places, [spread.median for spread in spreads], xerr=bars, color=AHEAD_COLOR, height=0.55, ecolor=INK,
                capsize=3)  # fmt: skip
     for place, spread in zip(places, spreads, strict=True):
-        panel.text(max(spread.high, spread.median), place, f"  {spread.median:.3g}", va="center", fontsize=8, color=INK)
+        panel.text(max(spread.high, spread.median), place, f"  {spread.median:.3f}", va="center", fontsize=8, color=INK)
     panel.axvline(mark, color=CAUSAL_COLOR, lw=1)
     panel.set_yticks(places, list(found))
     panel.invert_yaxis()

@@ -53,7 +53,7 @@ def run(claim: str, doc: str, plan: Callable[[Options], Plan], *, dtype: str = "
         claim: the name of the result file and of the picture.
         doc: the script's docstring, for --help.
         plan: the cells, each with what measures it, in the order in which they run.
-        dtype: what "--dtype" defaults to.
+        dtype: what "--dtype" defaults to on a CPU; on a GPU it is "auto".
     """
     try:
         options = read_options(doc, dtype)
@@ -66,6 +66,9 @@ def run(claim: str, doc: str, plan: Callable[[Options], Plan], *, dtype: str = "
     except SegmentAttentionError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        tell("stopped; what was measured is saved, and the same command goes on from there")
+        raise SystemExit(130) from None
 
 
 def read_options(doc: str, dtype: str) -> Options:
@@ -74,12 +77,13 @@ def read_options(doc: str, dtype: str) -> Options:
     parser.add_argument("--quick", action="store_true", help="a smoke test: small sizes, few rounds, into runs/bench")
     parser.add_argument("--fresh", action="store_true", help="measure anew what the result file holds")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 and so on")
-    parser.add_argument("--dtype", default=dtype, help=f"auto, {', '.join(DTYPES)} (default: {dtype})")
+    parser.add_argument("--dtype", help=f"auto, {', '.join(DTYPES)} (default: {dtype}; auto on a GPU)")
     parser.add_argument("--output", type=Path, help="folder of results and pictures, in place of the repository's own")
     given = parser.parse_args()
     device = open_device(given.device)
+    chosen = given.dtype or (dtype if device.type == "cpu" else "auto")
     output = given.output or (ROOT / "runs" / "bench" if given.quick else None)
-    return Options(given.quick, given.fresh, device, pick_dtype(given.dtype, device), output)
+    return Options(given.quick, given.fresh, device, pick_dtype(chosen, device), output)
 
 
 def measure(claim: str, plan: Callable[[Options], Plan], options: Options) -> Results:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from statistics import median
 
-from markdown import bare, bullets, of, picture, prose, ratio, seconds, table, three, tokens
 from targets import judge
+from writing import bare, bullets, of, picture, prose, ratio, seconds, table, three, tokens
 
 from segattn.bench.attention import CONTESTANTS
 from segattn.bench.results import Results, Row
@@ -27,12 +27,14 @@ def attention(results: Results, link: str) -> str:
     """Attention alone."""
     ran = {name for row in results.rows for name in row.figures}
     names = [name for name in ("bound", "sliced", "planned", "dense", "transformers", "flex") if name in ran]
-    headings = ["layout", "tokens", "causal, ms", *names, "sliced / bound", "dense / sliced"]
+    headings = ["layout", "tokens", "causal, ms", *names, "planned / bound", "sliced / bound", "dense / sliced"]
     text = picture("Attention", "Time of attention relative to causal SDPA", link)
     text += prose(
         f"Times in {results.settings['dtype']}, relative to causal SDPA; that one's stand in milliseconds. What a mask "
-        "costs does not depend on what stands in it, so beyond 4,096 tokens masks are timed in the first layout only. "
-        "FlexAttention compiles for each length class, and is timed at three lengths; torch has no backward pass for "
+        "costs does not depend on what stands in it, so beyond 4,096 tokens masks are timed in the first layout only, "
+        "and so is the backward pass. There are 8 heads up to 2,048 tokens (2 of key and value), then 4 (1), and 2 (1) "
+        "beyond 4,096. "
+        "FlexAttention compiles for each length class, and is timed at two lengths; torch has no backward pass for "
         "it on CPU."
     )
     layouts = list(dict.fromkeys(row.cell["layout"] for row in results.rows))
@@ -41,12 +43,12 @@ def attention(results: Results, link: str) -> str:
         lines = []
         for row in sorted(rows, key=lambda row: layouts.index(row.cell["layout"])):
             figures = [f"{1000 * row.figure('causal').median:.1f}", *(of(row, name, "causal", bare) for name in names)]
-            ends = [of(row, "sliced", "bound"), of(row, "dense", "sliced")]
+            ends = [of(row, "planned", "bound"), of(row, "sliced", "bound"), of(row, "dense", "sliced")]
             lines.append([row.cell["layout"], tokens(row), *figures, *ends])
-        text += f"{direction.capitalize()}:\n\n{table(headings, lines)}\n"
+        text += f"{direction.capitalize()}:\n\n{table(headings, lines)}"
     text += bullets({name: what for name, what in CONTESTANTS.items() if name in ran})
     largest = max(error for row in results.rows for error in row.errors.values())
-    return text + prose(f"\nThe largest error of any contestant: {largest:.1e} of the largest number of its output.")
+    return text + prose(f"The largest error of any contestant: {largest:.1e} of the largest number of its output.")
 
 
 def thresholds(results: Results, link: str) -> str:
@@ -66,7 +68,7 @@ def thresholds(results: Results, link: str) -> str:
         )
         + table(["layout", "tokens", "slices", "slices / mask", "auto takes"], lines)
         + prose(
-            f"\nThe two numbers behind that choice, as measured here: a score takes {factor:.2f} times as long under a "
+            f"The two numbers behind that choice, as measured here: a score takes {factor:.2f} times as long under a "
             f"mask{costs if per_call else ''}."
         )
     )
@@ -118,7 +120,7 @@ def decoding(results: Results, link: str) -> str:
         if "probe" in row.figures:
             switch, probe = (seconds(row.figure(name).median) for name in ("enable and disable", "probe"))
             text += prose(
-                f"\n`enable` and `disable` together take {switch}. The probe, for classes outside of the verified "
+                f"`enable` and `disable` together take {switch}. The probe, for classes outside of the verified "
                 f"table, takes {probe} for its {row.facts['layers']} layers."
             )
     return text
@@ -199,7 +201,7 @@ def cost_model(results: Results, link: str) -> str:
         )
         + table(["model", "tokens", "counts alone", "with the slowdown", "measured", "slowdown"], lines)
         + prose(
-            "\nThen Llama 3, segments / causal: from the counts alone, and with the slowdown of the single layer here "
+            "Then Llama 3, segments / causal: from the counts alone, and with the slowdown of the single layer here "
             f"({slowdown:.1f}). Other machines have another one."
         )
         + _llama3(large)
@@ -227,7 +229,11 @@ def sources(results: Mapping[str, Results]) -> str:
         source = found.provenance
         times = [source["began"], found.finished or "not finished"]
         lines.append([claim, *times, found.settings["dtype"], source["commit"] or "-", source["code"]])
-    return text + "\n" + table(["claim", "began", "finished", "dtype", "commit", "code"], lines, words=6)
+    text += prose(
+        "Code is a fingerprint of the package's sources without its command line: a benchmark that was cut off goes on "
+        "only with the same code, machine and settings."
+    )
+    return text + table(["claim", "began", "finished", "dtype", "commit", "code"], lines, words=6)
 
 
 SECTIONS: dict[str, Callable[[Results, str], str]] = {

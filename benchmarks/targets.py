@@ -97,7 +97,7 @@ def _faster_than_mask(direction: str) -> Target:
         ]
         return _worst(rows, "dense", "sliced", lambda spread: -spread.median, _place)
 
-    text = f"Sliced attention is 1.5 times as fast as the dense mask, {direction}"
+    text = f"Sliced attention is 1.5 times as fast as the dense mask at 4,096 tokens, {direction}"
     return Target(text, "attention", "dense / sliced", find, least=1.5)
 
 

@@ -26,7 +26,7 @@ def plan(options: Options) -> Plan:
         for turns in (4,) if options.quick else TURNS:
             cell = AttentionCell(length, f"{turns} turns")
             # Short calls vary by more than long ones, and many of them fit in a second.
-            yield cell.to_dict(), partial(measure, cell, options, options.effort(2.0, most=200))
+            yield cell.to_dict(), partial(measure, cell, options, options.effort(1.5, most=200))
 
 
 def measure(cell: AttentionCell, options: Options, effort: Effort) -> Row:

@@ -10,7 +10,7 @@ A file looks so (figures are seconds; those of claim "memory" are bytes):
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,15 @@ class Row:
         return spread(self.figures[contestant])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as it stands in a file."""
+        """Return the row as it stands in a file: rounded first, so that reading it derives the same figures."""
+        short = replace(self, figures={name: [_short(one) for one in found] for name, found in self.figures.items()})
         contestants: dict[str, Any] = {}
-        for name, figures in self.figures.items():
-            own = _rounded(self.figure(name).to_dict())
-            contestants[name] = {**own, "rounds": [_short(figure) for figure in figures]}
+        for name, figures in short.figures.items():
+            contestants[name] = {**_rounded(short.figure(name).to_dict()), "rounds": figures}
             if name in self.errors:
                 contestants[name]["error"] = _short(self.errors[name])
         ratios = {
-            f"{name} / {base}": _rounded(self.ratio(name, base).to_dict())
+            f"{name} / {base}": _rounded(short.ratio(name, base).to_dict())
             for base in self.bases
             for name in self.figures
             if base in self.figures and name != base

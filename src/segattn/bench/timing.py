@@ -44,7 +44,7 @@ class Effort:
     warm_up: bool = True
 
 
-QUICK = Effort(seconds=0.5, least=2, most=3)
+QUICK = Effort(seconds=0.0, least=2, most=2, warm_up=False)
 """Enough to see that something runs; the figures mean nothing."""
 
 

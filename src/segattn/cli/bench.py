@@ -16,7 +16,9 @@ def command(
     ] = None,
     layout: Annotated[
         list[str] | None,
-        typer.Option(help="25/70/5 (system, user, causal tail; the default), 'ten turns', '7 turns', 'one 95 %'; repeatable."),
+        typer.Option(
+            help="25/70/5 (the default: system, user, causal tail), 'one 95 %' or '7 turns'; may be repeated."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Also the prefill of this model: smollm2, a folder or a hub id.")

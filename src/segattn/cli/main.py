@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("segattn.cli.generate", "Answer one question."),
     "chat": ("segattn.cli.chat", "Talk to a model in the terminal."),
     "inspect": ("segattn.cli.inspect", "Show the segments of a chat over its tokens."),
+    "bench": ("segattn.cli.bench", "Measure segments against causal and dense attention on this machine."),
     "report": ("segattn.cli.report", "Write a report of finished runs."),
     "doctor": ("segattn.cli.doctor", "Check this installation and say what is missing."),
 }

@@ -1,4 +1,4 @@
-"""How figures, tables and paragraphs look on the page."""
+"""How figures, tables and paragraphs look on the page. Each block ends with an empty line."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,14 +14,12 @@ WIDTH = 120
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
     """A table; the first `words` columns are words, the others figures."""
     marks = ["---" if place < words else "---:" for place in range(len(headings))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, marks, *rows])
+    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, marks, *rows]) + "\n"
 
 
 def prose(text: str) -> str:
-    """A paragraph, and an empty line behind it unless it ends a section; a line break in front stays."""
-    lead = "\n" if text.startswith("\n") else ""
-    end = "\n" if lead else "\n\n"
-    return lead + textwrap.fill(text.strip(), WIDTH, break_long_words=False, break_on_hyphens=False) + end
+    """A paragraph."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n\n"
 
 
 def bullets(items: Mapping[str, str]) -> str:
@@ -30,7 +28,7 @@ def bullets(items: Mapping[str, str]) -> str:
         textwrap.fill(f"- **{name}**: {what}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         for name, what in items.items()
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n"
 
 
 def picture(title: str, description: str, link: str) -> str:
