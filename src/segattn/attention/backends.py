@@ -21,7 +21,7 @@ BACKENDS = ("auto", "reference", "dense", "sliced", "flex")
 # What one more kernel call costs, as the number of scores that could be computed in that time; and how much longer a
 # score takes under a mask. Measured on two CPU cores (docs/benchmarks.md, "thresholds"); for GPUs an estimate from a
 # launch of 20 us beside 10^12 scores per second.
-_SCORES_PER_CALL = {"cpu": 40_000, "cuda": 20_000_000}
+_SCORES_PER_CALL = {"cpu": 130_000, "cuda": 20_000_000}
 _MASK_FACTOR = 1.1
 
 
