@@ -268,7 +268,9 @@ def test_every_choice_occurs():
     assert set(found["positions"]) == {"packed", "given", "none"}
     sizes = {"backend": 2, "batch": 4, "cache": 3, "calls": 6, "dtype": 2, "ids": 2, "mask_given": 2, "embeds": 2}
     sizes |= {"mask dtype": 3, "bad call before": 2}
-    sizes |= dict.fromkeys(("backbone", "slices", "use_cache_given", "from_segmenter", "flat", "short", "silent_steps"), 2)
+    sizes |= dict.fromkeys(
+        ("backbone", "slices", "use_cache_given", "from_segmenter", "flat", "short", "silent_steps"), 2
+    )
     assert {name: len(found[name]) for name in sizes} == sizes
     assert min(found["family"].values()) >= 2
     backends = {(case.family, case.backend) for case in map(draw, MANY_SEEDS[:2000])}
