@@ -95,9 +95,9 @@ def test_every_command_has_help_with_an_example(name):
 
 
 def test_a_misspelt_command_is_answered_with_a_suggestion():
-    result = run("reprot")
+    result = run("doctr")
     assert result.exit_code == 2
-    assert "Did you mean 'report'?" in result.output
+    assert "Did you mean 'doctor'?" in result.output
 
 
 def test_errors_of_this_package_are_messages_with_exit_code_2(command):

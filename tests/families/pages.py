@@ -28,8 +28,8 @@ is out of date.
 - A dash: transformers has no such attention implementation for the class.
 - Caches: generating on it gives the tokens and logits of generating without a cache. Where none is listed, the stock
   model does not agree with itself either, or takes other inputs.
-- Slices: attention is computed slice by slice, without a mask, in the place of this implementation, with the same logits
-  (docs/attention.md). In {sliced} classes; the others run under a dense mask.
+- Slices: attention is computed slice by slice, without a mask, in the place of this implementation, with the same
+  logits ([attention](attention.md)). In {sliced} classes; the others run under a dense mask.
 - FlashAttention 2, 3 and 4 and paged attention drop or cannot take the mask and are refused for every family; load the
   model with `attn_implementation="sdpa"`.
 - Flex was run uncompiled. Some families have it on GPUs only; there, `enable` probes the model.
