@@ -189,7 +189,7 @@ def test_verified_classes_are_not_probed(monkeypatch):
         segattn.enable(model)
 
 
-@pytest.mark.parametrize("release", ["5.15.0", "9.1.0"])
+@pytest.mark.parametrize("release", ["5.15.0", "5.22.0"])
 def test_another_release_of_transformers_is_probed(monkeypatch, release):
     enabling = importlib.import_module("segattn.modeling.enable")  # the package has a function of this name
 

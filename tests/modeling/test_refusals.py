@@ -307,3 +307,12 @@ def test_a_mask_prepared_for_other_segments_is_refused(model):
     with pytest.raises(segattn.SegmentError, match="prepared for other segment_ids"):
         model(**{**inputs, "segment_ids": other})
     still_works(model)
+
+
+@pytest.mark.parametrize("release", ["5.24.0", "5.30.1", "6.0.0.dev0"])
+def test_a_release_that_is_too_new_is_refused(release, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", release)
+    with pytest.raises(segattn.UnsupportedModelError, match=r"pip install 'transformers>=5.16,<5.24'"):
+        segattn.enable(build())

@@ -13,6 +13,7 @@ from segattn.modeling.families import (
     attends_as_published,
     backbone_of,
     check_backend,
+    check_release,
     is_spread,
     known_status,
     pretrained_model_of,
@@ -194,8 +195,10 @@ def _install_checked(
     """Install on a class that is verified or passes the probe.
 
     Raises:
-        UnsupportedModelError: refused, or partial and not allowed to be; slices demanded and not to be had.
+        UnsupportedModelError: refused, or partial and not allowed to be; slices demanded and not to be had; a release
+            of transformers that is too new.
     """
+    check_release()
     name, implementation = type(inner).__name__, check_backend(inner)
     status, slices = known_status(inner, implementation), False
     stock = attends_as_published(implementation)  # who registers another attention function wants that one to run

@@ -13,6 +13,7 @@ __all__ = [
     "attends_as_published",
     "backbone_of",
     "check_backend",
+    "check_release",
     "is_spread",
     "known_status",
     "pretrained_model_of",
@@ -75,6 +76,24 @@ def check_backend(model: Any) -> str:
             "with attn_implementation='sdpa' (or 'eager'), or call model.set_attn_implementation('sdpa') first"
         )
     return str(implementation)
+
+
+_TOO_NEW = (5, 24)  # its `generate` hands caches on under another name, so what they hold would not be counted
+
+
+def check_release() -> None:
+    """Refuse releases of transformers whose caches are not understood.
+
+    Raises:
+        UnsupportedModelError: names the release and what to install.
+    """
+    import transformers
+
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= _TOO_NEW:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} is installed, whose caches segattn does not understand yet; run: "
+            f"pip install 'transformers>=5.16,<{_TOO_NEW[0]}.{_TOO_NEW[1]}'"
+        )
 
 
 def known_status(model: Any, implementation: str) -> str | None:
