@@ -63,6 +63,25 @@ def test_flags_from_a_file_and_plain_output(checkpoints, data, tmp_path):
     assert json.loads((tmp_path / "out" / "training_result.json").read_text())["settings"]["opening_steps"] == 1
 
 
+@pytest.mark.parametrize("join", ["packing: true", "padding_free: true"])
+def test_a_file_asks_for_joined_rows_and_for_cuts(checkpoints, tmp_path, caplog, join):
+    rows = [{"prompt": "where is it? " * (n % 4 + 1), "completion": f"in room {n}"} for n in range(8)]
+    data, config = tmp_path / "rooms.jsonl", tmp_path / "run.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.write_text(
+        f"model_name_or_path: {checkpoints / 'base'}\ndata: {data}\nmax_steps: 2\nlora_r: 2\nbf16: false\n"
+        f"{join}\nmax_length: 70\ntoo_long: cut_longest_segment\noutput_dir: {tmp_path / 'out'}\n"
+    )
+    result = run("--config", config, "--json")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert (shown["samples"], shown["dropped"], shown["cut"]) == (8, 0, 2)
+    assert shown["removed_tokens"] == 24
+    assert f"cut 2 of 8 training samples to 70 tokens ({shown['removed_tokens']} tokens removed)" in caplog.text
+    plain = run("--config", config)
+    assert "cut 2 samples to 70 tokens (24 tokens removed), left out 0" in plain.stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,7 +91,11 @@ def test_flags_from_a_file_and_plain_output(checkpoints, data, tmp_path):
         (["--max_steps", "many"], "argument --max_steps"),
         (["--config", "none.yaml"], "No such file"),
         ([], "there is no training data; pass --data"),
-        (["--data", "none.jsonl", "--packing"], "--packing cannot be used here"),
+        (
+            ["--data", "x", "--packing", "--packing_strategy", "wrapped"],
+            "--packing_strategy wrapped cannot be used here",
+        ),
+        (["--data", "x", "--too_long", "cut"], "invalid choice: 'cut'"),
         (["--data", "none.jsonl"], "none.jsonl does not exist"),
     ],
 )

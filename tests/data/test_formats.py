@@ -1,5 +1,7 @@
 """Rows become samples, or errors that say what was expected."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,3 +137,37 @@ def test_the_fingerprint_tells_samples_apart():
     ]
     assert len({sample.fingerprint for sample in samples}) == len(samples)
     assert Sample(user("p"), "a").fingerprint == Sample(user("p"), "a").fingerprint
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+ASKED = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+@pytest.mark.parametrize("fields", ["messages", "prompt"])
+def test_tools_and_tool_calls_are_kept(tools, fields):
+    answer = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    row = {"messages": [ASKED, answer]} if fields == "messages" else {"prompt": [ASKED], "completion": [answer]}
+    sample = read_row({**row, "tools": tools}, format_of(row), "t", "1")
+    assert sample.tools == (TOOL,)
+    assert sample.tool_calls == (CALL,)
+    assert sample.conversation == (ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]})
+    plain = read_row(
+        {"prompt": "q", "completion": "a", "tools": None}, format_of({"prompt": "q", "completion": "a"}), "t", "1"
+    )
+    assert plain.tools is None
+    assert (
+        plain.fingerprint
+        != read_row(
+            {"prompt": "q", "completion": "a", "tools": tools}, format_of({"prompt": "q", "completion": "a"}), "t", "1"
+        ).fingerprint
+    )
+
+
+@pytest.mark.parametrize("tools", ["[", 3, ["f"]])
+def test_tools_that_are_no_schemas_are_refused(tools):
+    with pytest.raises(DataError, match="tools is"):
+        read_row(
+            {"prompt": "q", "completion": "a", "tools": tools}, format_of({"prompt": "q", "completion": "a"}), "t", "1"
+        )

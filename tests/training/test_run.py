@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 import segattn
 from chatml import conversation
 from cli.tiny_chat import make_model, make_tokenizer
-from segattn.data import DataError, Encoder, Sample
+from segattn.data import DataError, Encoder, Sample, SpanText
 from segattn.evaluation import answer_loss
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
 from segattn.training import run as run_module
@@ -82,7 +82,7 @@ def test_all_weights_can_be_trained(tiny, tmp_path):
 
 def test_the_causal_arm_is_plain_trl(tiny, tmp_path):
     """Step by step the losses of SFTTrainer without segattn, on rows written by hand."""
-    result = run(tiny, tmp_path / "ours", TrainSettings(attention="causal"))
+    result = run(tiny, tmp_path / "ours", TrainSettings(attention="causal"), train_sampling_strategy="random")
     tokenizer = make_tokenizer()
     rows = [conversation(tokenizer, [*s.messages, {"role": "assistant", "content": s.answer}]) for s in SAMPLES]
     plain = SFTTrainer(
@@ -211,7 +211,7 @@ def test_only_a_complete_checkpoint_is_resumed_from(tmp_path):
         run_module._checkpoint(sft(tmp_path / "elsewhere", resume_from_checkpoint="last"))
 
 
-def test_long_samples_are_refused_or_left_out_never_cut(tiny, tmp_path, caplog):
+def test_long_samples_are_refused_left_out_or_cut(tiny, tmp_path, caplog):
     long = Sample(({"role": "user", "content": "x" * 300},), "a", id="long one")
     samples = [*SAMPLES[:3], long]
     arguments = {"samples": samples, "held_out": []}
@@ -220,6 +220,48 @@ def test_long_samples_are_refused_or_left_out_never_cut(tiny, tmp_path, caplog):
     result = train(TrainSettings(too_long="drop"), sft(tmp_path / "b", max_length=200), lora(tiny), **arguments)
     assert (result.samples, result.dropped) == (3, 1)
     assert "left out 1 of 4 training samples" in caplog.text
+    for how in ("cut_left", "cut_longest_segment"):
+        sft_settings = sft(tmp_path / how, max_length=200, packing=how == "cut_left")
+        result = train(TrainSettings(too_long=how), sft_settings, lora(tiny), **arguments)
+        assert (result.samples, result.dropped, result.cut) == (4, 0, 1)
+        assert result.removed_tokens == len(conversation(make_tokenizer(), long.conversation)[0]) - 200
+        assert f"cut 1 of 4 training samples to 200 tokens ({result.removed_tokens} tokens removed)" in caplog.text
+
+
+TEXTS = [SpanText(f"q {n} {'x' * (n % 4)}: ?yes {n}", ((0, 4), (5, 7 + n % 4)), id=str(n)) for n in range(6)]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_texts_with_spans_need_no_template_and_record_no_segmenter(tmp_path, packing):
+    make_model().save_pretrained(tmp_path / "base")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    ids, segments = torch.tensor([[65, 66, 67, 68]]), torch.tensor([[0, 0, 0, -1]])
+    for attention in ("segments", "causal"):
+        folder = tmp_path / attention
+        options = {"packing": packing, "max_length": 64}
+        settings = TrainSettings(attention=attention)
+        held_out = {"samples": TEXTS, "held_out": TEXTS[:2]}
+        result = train(settings, sft(folder, **options), lora(str(tmp_path / "base")), **held_out)
+        assert len(result.curve) == (4 if packing else 2)  # packed, an epoch is a single step
+        loaded, _ = segattn.from_pretrained(folder)
+        with torch.no_grad():
+            if attention == "causal":
+                with segattn.causal(loaded):
+                    causal = loaded(input_ids=ids).logits
+                assert torch.equal(loaded(input_ids=ids).logits, causal)
+                continue
+            want = result.model(input_ids=ids, segment_ids=segments).logits
+            torch.testing.assert_close(loaded(input_ids=ids, segment_ids=segments).logits, want, atol=1e-6, rtol=0)
+            with pytest.raises(segattn.SegmentError, match="segment_ids is missing"):
+                loaded(input_ids=ids)
+
+
+def test_a_loss_span_inside_of_a_span_is_a_leak(tiny, tmp_path):
+    leaking = SpanText("question? yes", ((0, 13),), ((10, 13),), id="leaking")
+    with pytest.raises(segattn.LabelLeakError, match=r"sample 'leaking' of 'data', token 10 'y': .*inside segment 0"):
+        train(TrainSettings(), sft(tmp_path), lora(tiny), samples=[*TEXTS, leaking])
 
 
 def test_a_label_inside_a_segment_stops_the_run_before_its_first_step(tiny, tmp_path, monkeypatch):
@@ -231,7 +273,7 @@ def test_a_label_inside_a_segment_stops_the_run_before_its_first_step(tiny, tmp_
         return row
 
     monkeypatch.setattr(Encoder, "encode", leak)
-    with pytest.raises(segattn.LabelLeakError, match=r"sample '0' of 'data': row 0, position 5"):
+    with pytest.raises(segattn.LabelLeakError, match=r"sample '0' of 'data', token 5 .*: row 0, position 5"):
         run(tiny, tmp_path / "out")
 
 
@@ -260,8 +302,9 @@ def test_held_out_data_is_the_dev_split_unless_named(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "settings", "message"),
     [
-        ({"packing": True}, {}, "--packing cannot be used"),
-        ({"padding_free": True}, {}, "--padding_free cannot be used"),
+        ({"packing": True, "packing_strategy": "wrapped"}, {}, "--packing_strategy wrapped cannot be used"),
+        ({"eval_packing": True, "packing_strategy": "bfd_split"}, {}, "--packing_strategy bfd_split cannot be used"),
+        ({"packing": True, "max_length": None}, {}, "give --max_length a number"),
         ({"completion_only_loss": False}, {}, "leak inside segments"),
         ({}, {"opening_steps": -1}, "opening_steps is -1"),
         ({}, {"opening_steps": 2, "attention": "causal"}, "attention is causal"),

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("segattn.cli.demo", "Tune, compare and draw a small model in minutes; writes report.html."),
     "fetch": ("segattn.cli.fetch", "Bring the pretrained model."),
     "train": ("segattn.cli.train", "Fine-tune with LoRA under segments or causally."),
+    "adapt": ("segattn.cli.adapt", "Convert a causal chat model to segments, without labels."),
     "eval": ("segattn.cli.eval", "Score a model on tasks under segments or causally."),
     "generate": ("segattn.cli.generate", "Answer one question."),
     "chat": ("segattn.cli.chat", "Talk to a model in the terminal."),

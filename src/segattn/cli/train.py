@@ -22,12 +22,16 @@ Example:  segattn train --model smollm2 --data data/banking77 --attention segmen
 Data and mask:
 
 - `--data`  training data: a .jsonl file, a folder with train.jsonl (or one such sub-folder per task), or a hub data
-  set. Chats, prompt and completion, instruction and output, text and intent are recognised by their fields.
+  set. Chats (with tools), prompt and completion, instruction and output, text and intent, text and spans are
+  recognised by their fields. All answers of a chat train in one pass.
 - `--held_out`  held-out data for the answer loss; default: the dev split of `--data`. `--held_out_samples` 200
 - `--attention`  segments (default) or causal; recorded in the checkpoint
 - `--policy`  turns (default) or prefix
 - `--opening_steps`  open the segments gradually over this many steps
-- `--too_long`  error (default) or drop, for samples over `--max_length`
+- `--too_long`  for samples over `--max_length`: error (default), drop, cut_left (the oldest messages, then the
+  beginning of the prompt) or cut_longest_segment (the middle of the longest message). Answers are never cut.
+- `--packing`  several conversations in a row of `--max_length` tokens, each for itself; `--padding_free` joins the
+  rows of a batch. Without them batches are of like length (`--train_sampling_strategy random` for any order).
 
 TRL's flags, all of them (`--all-flags` lists them), also from a file (`--config run.yaml`), among them:
 
@@ -68,6 +72,9 @@ def command(
     else:
         for point in result.curve:
             print(f"held-out answer loss after step {point.step}: {point.loss:.4f}")
+        if result.cut or result.dropped:
+            removed = f"({result.removed_tokens} tokens removed), left out {result.dropped}"
+            print(f"cut {result.cut} samples to {sft.max_length} tokens {removed}")
         how = "stopped early: " if result.interrupted else ""
         print(f"{how}{result.steps} steps on {result.samples} samples in {result.seconds['train']:.0f} s; saved to")
         print(result.output_dir)

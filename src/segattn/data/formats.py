@@ -8,9 +8,11 @@
 | intent | text, intent | text | intent, underscores as spaces |
 | reading | context, question, answers | context, blank line, question | the first of answers |
 
-Any row may also carry `choices` (candidate answers), `task` and `id`.
+Any row may also carry `choices` (candidate answers), `task` and `id`; the first two also `tools`, which the chat
+template describes to the model, and tool calls in their messages. `segattn.data.texts` reads plain text with spans.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,18 +59,38 @@ def _read_chat(row: Row) -> Sample:
     last = messages[-1]
     if len(messages) < 2 or not isinstance(last, Mapping) or last.get("role") != "assistant":
         raise DataError("messages must hold a prompt and end with an assistant message, which is the answer")
-    return Sample(messages=messages[:-1], answer=last.get("content") or "", learn="all")
+    return Sample(messages=messages[:-1], learn="all", tools=_tools(row), **_answer(last))
+
+
+def _answer(message: Row) -> dict[str, Any]:
+    calls = message.get("tool_calls") or None
+    return {"answer": message.get("content") or "", "tool_calls": None if calls is None else tuple(calls)}
+
+
+def _tools(row: Row) -> tuple[Row, ...] | None:
+    """The tools of a row: a list of schemas, or (columns of data sets hold one type) the JSON text of such a list."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"tools is a text that is no JSON ({error}); expected a list of tool schemas") from error
+    if not tools:
+        return None
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"tools is {str(tools)[:80]!r}; expected a list of tool schemas, JSON objects")
+    return tuple(tools)
 
 
 def _read_completion(row: Row) -> Sample:
     prompt = row["prompt"]
     messages = _user(_text(row, "prompt")) if isinstance(prompt, str) else _messages(row, "prompt")
     if isinstance(row["completion"], str):
-        return Sample(messages=messages, answer=_text(row, "completion"))
+        return Sample(messages=messages, answer=_text(row, "completion"), tools=_tools(row))
     completion = _messages(row, "completion")
     if len(completion) != 1 or completion[0].get("role") != "assistant":
         raise DataError("completion must be a text or a list of exactly one assistant message")
-    return Sample(messages=messages, answer=completion[0].get("content") or "")
+    return Sample(messages=messages, tools=_tools(row), **_answer(completion[0]))
 
 
 def _read_instruction(row: Row) -> Sample:

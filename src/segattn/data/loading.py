@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from segattn.data.formats import FORMATS, Format, complete_intents, format_of, read_row
 from segattn.data.samples import DataError, Sample
+from segattn.data.texts import SpanText, is_text_row, read_text_row
 
-__all__ = ["Split", "has_split", "load_samples"]
+__all__ = ["Split", "has_split", "load_samples", "load_training_samples"]
 
 Split = Literal["train", "dev"]
 
@@ -34,6 +35,24 @@ def load_samples(source: str | os.PathLike[str], split: Split = "train") -> list
 
     Raises:
         DataError: nothing there, no samples, rows of several formats, or a bad row: names the file and the line.
+            Plain text with spans too, which has no prompt to ask: `load_training_samples` reads it.
+    """
+    samples: list[Sample] = []
+    for sample in load_training_samples(source, split):
+        if isinstance(sample, SpanText):
+            raise DataError(
+                f"{source} holds plain text with spans (sample {sample.id!r} of {sample.task!r}), which has no prompt "
+                "and no answer; expected chats or another format with both. segattn train reads such texts"
+            )
+        samples.append(sample)
+    return samples
+
+
+def load_training_samples(source: str | os.PathLike[str], split: Split = "train") -> list[Sample | SpanText]:
+    """Load what can be trained on: as `load_samples`, and plain text with spans (fields text, spans, loss_spans).
+
+    Raises:
+        DataError: see `load_samples`.
     """
     path = Path(source)
     if path.is_file():
@@ -100,25 +119,40 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path}: not UTF-8 text ({error}); save the file as UTF-8") from error
 
 
-def _read_file(path: Path, task: str) -> list[Sample]:
+def _read_file(path: Path, task: str) -> list[Sample | SpanText]:
     samples, found = _read_rows(_rows(path), task, where=lambda number: f"{path}, line {number}")
     if not samples:
         raise DataError(f"{path} holds no rows; expected one JSON object per line")
-    if found is not _INTENT or samples[0].choices is not None:
+    if found is not _INTENT or _has_choices(samples):
         return samples
     # The intents of the other split belong to the choices too: a small dev file need not show them all.
     siblings = [file for file in path.parent.glob("*.jsonl") if file != path and _is_split_file(file)]
-    intents = {sample.answer for sample in samples}
+    intents: set[str] = set()
     for file in siblings if _is_split_file(path) else ():
         intents |= {str(row["intent"]).replace("_", " ") for _, row in _rows(file) if "intent" in row}
-    return complete_intents(samples, intents)
+    return _with_intents(samples, intents)
 
 
-def _read_rows(rows: Iterable[tuple[int, Any]], task: str, where: Any) -> tuple[list[Sample], Format | None]:
-    samples: list[Sample] = []
+def _has_choices(samples: list[Sample | SpanText]) -> bool:
+    return isinstance(samples[0], Sample) and samples[0].choices is not None
+
+
+def _with_intents(samples: list[Sample | SpanText], others: set[str]) -> list[Sample | SpanText]:
+    own = [sample for sample in samples if isinstance(sample, Sample)]
+    return [*complete_intents(own, others | {sample.answer for sample in own})]
+
+
+def _read_rows(rows: Iterable[tuple[int, Any]], task: str, where: Any) -> tuple[list[Sample | SpanText], Format | None]:
+    samples: list[Sample | SpanText] = []
     expected: Format | None = None
     for number, row in rows:
         try:
+            texts = is_text_row(row)
+            if samples and texts != isinstance(samples[0], SpanText):
+                raise DataError("plain text with spans and other rows stand in one file; split the data")
+            if texts:
+                samples.append(read_text_row(row, task, sample_id=str(number)))
+                continue
             expected = expected or format_of(row)
             samples.append(read_row(row, expected, task, sample_id=str(number)))
         except DataError as error:
@@ -145,7 +179,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _read_hub(name: str, split: Split) -> list[Sample]:
+def _read_hub(name: str, split: Split) -> list[Sample | SpanText]:
     from datasets import load_dataset
 
     identifier, _, configuration = name.partition(":")
@@ -158,6 +192,6 @@ def _read_hub(name: str, split: Split) -> list[Sample]:
     samples, found = _read_rows(enumerate(rows, 1), identifier.split("/")[-1], lambda number: f"{name}, row {number}")
     if not samples:
         raise DataError(f"{name} holds no rows in its split {chosen}")
-    if found is _INTENT and samples[0].choices is None:
-        return complete_intents(samples, {sample.answer for sample in samples})
+    if found is _INTENT and not _has_choices(samples):
+        return _with_intents(samples, set())
     return samples

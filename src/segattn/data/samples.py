@@ -25,11 +25,13 @@ class Sample:
 
     Attributes:
         messages: the prompt, chat messages with "role" and "content"; the answer is not among them.
-        answer: the text of the assistant message that follows.
+        answer: the text of the assistant message that follows; may be empty where it calls tools.
         choices: the candidate answers, the right one among them; None where the answer is free text.
         task: the name that results are grouped by.
         id: unique within a task.
         learn: "last" trains on the answer alone, "all" also on the assistant messages inside the prompt.
+        tools: handed to the chat template: the JSON schemas of what the assistant may call.
+        tool_calls: the calls of the answer, as in a chat message; None where it calls nothing.
     """
 
     messages: tuple[Message, ...]
@@ -38,6 +40,8 @@ class Sample:
     task: str = "data"
     id: str = ""
     learn: Literal["last", "all"] = "last"
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         check_messages(self.messages)
@@ -45,7 +49,7 @@ class Sample:
             raise DataError(
                 "the prompt ends with an assistant message and an answer follows; expected a user or tool message last"
             )
-        if not isinstance(self.answer, str) or not self.answer.strip():
+        if not isinstance(self.answer, str) or not (self.answer.strip() or self.tool_calls):
             raise DataError(f"the answer is {self.answer!r}; expected a text that is not empty")
         if self.choices is not None:
             self._check_choices(self.choices)
@@ -57,9 +61,22 @@ class Sample:
             raise DataError(f"the answer {self.answer!r} is not among the choices {list(choices)!r}")
 
     @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The prompt's messages and the answer's."""
+        calls = {} if self.tool_calls is None else {"tool_calls": list(self.tool_calls)}
+        return (*self.messages, {"role": "assistant", "content": self.answer, **calls})
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of everything that decides how the sample is scored."""
-        content = [self.task, self.id, [dict(message) for message in self.messages], self.answer, self.choices]
+        content: list[Any] = [
+            self.task,
+            self.id,
+            [dict(message) for message in self.messages],
+            self.answer,
+            self.choices,
+        ]
+        content += [value for value in (self.tools, self.tool_calls) if value]
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,22 +1,21 @@
 """One fine-tuning run, from data to a saved adapter."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import IntervalStrategy
 
-from segattn.data import DataError, Encoder, Sample, load_samples
+from segattn.data import DataError, Sample, SpanText, load_training_samples
 from segattn.errors import UnsupportedModelError
 from segattn.modeling import enable, save_pretrained
 from segattn.modeling.segmentation_entry import read_segmentation
 from segattn.training.collator import SegmentCollator
-from segattn.training.dataset import encode_dataset, held_out_samples
+from segattn.training.dataset import EncodedData, encode_dataset, held_out_samples
 from segattn.training.interrupt import GracefulStop
+from segattn.training.result import CurvePoint, TrainResult, curve_of, write_result
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
 from segattn.training.trainer import SegmentSFTTrainer
 
@@ -24,63 +23,16 @@ __all__ = ["CurvePoint", "TrainResult", "train"]
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "training_result.json"
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Held-out answer loss (nats per answer token) after `step` optimizer steps, under the plain rule.
-
-    While segments open, `opening_loss` is the loss under the bias of the moment; None otherwise.
-    """
-
-    step: int
-    loss: float
-    opening_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run leaves behind.
-
-    Attributes:
-        output_dir: the folder of the adapter (or full model), its segmentation and tokenizer.
-        steps: optimizer steps done.
-        interrupted: whether Ctrl-C ended the run early; a checkpoint to resume from is in `output_dir` then.
-        curve: held-out answer loss, wherever TRL's flags asked for an evaluation.
-        train_losses: (step, mean training loss since the last entry), at TRL's logging steps.
-        samples: samples trained on; `dropped` were too long.
-        seconds: "load", "encode", "train" (evaluations included), "save".
-        model: the tuned model, in memory, enabled, in eval mode.
-        segmenter: the segmenter it was trained with.
-    """
-
-    output_dir: str
-    steps: int
-    interrupted: bool
-    curve: list[CurvePoint]
-    train_losses: list[tuple[int, float]]
-    samples: int
-    dropped: int
-    seconds: dict[str, float]
-    model: Any
-    segmenter: Any
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the model and the segmenter, as JSON types."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("model", "segmenter")}
-        return {**fields, "curve": [asdict(point) for point in self.curve]}
-
 
 def train(
     settings: TrainSettings,
     sft: SFTSettings,
     model: ModelSettings,
     *,
-    samples: Sequence[Sample] | None = None,
-    held_out: Sequence[Sample] | None = None,
+    samples: Sequence[Sample | SpanText] | None = None,
+    held_out: Sequence[Sample | SpanText] | None = None,
 ) -> TrainResult:
-    """Fine-tune a model on chats under segments or causally, and save it with its segmentation.
+    """Fine-tune a model on chats or texts with spans, under segments or causally, and save it with its segmentation.
 
     The seed in `sft` decides the order of the samples, the adapter's first weights and the dropout: two runs that
     differ in `settings.attention` alone see the same samples in the same order.
@@ -103,13 +55,13 @@ def train(
     check_settings(settings, sft, model)
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
-    network, tokenizer, segmenter = _load_model(settings, sft, model)
+    chats = any(isinstance(sample, Sample) for sample in train_samples)
+    network, tokenizer, segmenter = _load_model(settings, sft, model, chats=chats)
     clock.lap("load")
-    dataset, dropped = encode_dataset(train_samples, segmenter, max_length=sft.max_length, too_long=settings.too_long)
-    _tell_dropped(dropped, len(train_samples), "training", sft)
-    held_out_set = _held_out_dataset(held_out_list, settings, sft, segmenter)
+    data = _encode(train_samples, "training", settings, sft, segmenter, tokenizer)
+    held_out_set = _held_out_dataset(held_out_list, settings, sft, segmenter, tokenizer)
     clock.lap("encode")
-    trainer = _trainer(settings, sft, model, network, tokenizer, segmenter, dataset, held_out_set)
+    trainer = _trainer(settings, sft, model, network, tokenizer, data.dataset, held_out_set)
     stop = _run(trainer, sft)
     clock.lap("train")
     tuned = _finish(trainer, sft)
@@ -118,15 +70,17 @@ def train(
         output_dir=str(sft.output_dir),
         steps=trainer.state.global_step,
         interrupted=stop.requested,
-        curve=_curve(trainer.state.log_history),
+        curve=curve_of(trainer.state.log_history),
         train_losses=[(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
-        samples=len(dataset),
-        dropped=dropped,
+        samples=len(data.dataset),
+        dropped=data.dropped,
+        cut=data.cut,
+        removed_tokens=data.removed_tokens,
         seconds=clock.laps,
         model=tuned,
         segmenter=segmenter,
     )
-    _write_result(result, settings, sft, model, Path(sft.output_dir or "."))
+    write_result(result, settings, sft, model, Path(sft.output_dir or "."))
     return result
 
 
@@ -142,22 +96,40 @@ class _Clock:
 
 
 def _load_data(
-    settings: TrainSettings, sft: SFTSettings, samples: Sequence[Sample] | None, held_out: Sequence[Sample] | None
-) -> tuple[list[Sample], list[Sample]]:
+    settings: TrainSettings,
+    sft: SFTSettings,
+    samples: Sequence[Sample | SpanText] | None,
+    held_out: Sequence[Sample | SpanText] | None,
+) -> tuple[list[Sample | SpanText], list[Sample | SpanText]]:
     if samples is None and settings.data is None:
         raise UnsupportedModelError("there is no training data; pass --data (a file, a folder or a hub data set)")
-    train_samples = list(samples) if samples is not None else load_samples(settings.data or "", "train")
+    train_samples = list(samples) if samples is not None else load_training_samples(settings.data or "", "train")
     if held_out is not None:
         return train_samples, list(held_out)
     source = settings.data if samples is None else None
     return train_samples, held_out_samples(settings.held_out, source, limit=settings.held_out_samples, seed=sft.seed)
 
 
-def _held_out_dataset(samples: list[Sample], settings: TrainSettings, sft: SFTSettings, segmenter: Any) -> Any:
+def _encode(
+    samples: list[Sample | SpanText],
+    which: str,
+    settings: TrainSettings,
+    sft: SFTSettings,
+    segmenter: Any,
+    tokenizer: Any,
+) -> EncodedData:
+    data = encode_dataset(
+        samples, segmenter, max_length=sft.max_length, too_long=settings.too_long, tokenizer=tokenizer
+    )
+    data.tell(which, sft.max_length)
+    return data
+
+
+def _held_out_dataset(
+    samples: list[Sample | SpanText], settings: TrainSettings, sft: SFTSettings, segmenter: Any, tokenizer: Any
+) -> Any:
     if samples:
-        dataset, dropped = encode_dataset(samples, segmenter, max_length=sft.max_length, too_long=settings.too_long)
-        _tell_dropped(dropped, len(samples), "held-out", sft)
-        return dataset
+        return _encode(samples, "held-out", settings, sft, segmenter, tokenizer).dataset
     if sft.eval_strategy == IntervalStrategy.STEPS:
         raise DataError(
             "--eval_strategy steps scores held-out data, and there is none; pass --held_out, or leave it out"
@@ -166,11 +138,11 @@ def _held_out_dataset(samples: list[Sample], settings: TrainSettings, sft: SFTSe
     return None
 
 
-def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings) -> tuple[Any, Any, Any]:
+def _load_model(
+    settings: TrainSettings, sft: SFTSettings, model: ModelSettings, *, chats: bool
+) -> tuple[Any, Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import get_quantization_config
-
-    from segattn.templates import Segmenter
 
     path = model.model_name_or_path
     if path is None:
@@ -185,7 +157,7 @@ def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     policy = "causal" if settings.attention == "causal" else settings.policy
-    segmenter = Segmenter.from_tokenizer(tokenizer, policy=policy)
+    segmenter = _segmenter(tokenizer, policy, chats=chats)
     _tell_recorded_segmentation(path, policy)
     set_seed(sft.seed)
     options = {"quantization_config": get_quantization_config(model), "attn_implementation": model.attn_implementation}
@@ -199,15 +171,20 @@ def _load_model(settings: TrainSettings, sft: SFTSettings, model: ModelSettings)
     return enable(network, segmenter), tokenizer, segmenter
 
 
+def _segmenter(tokenizer: Any, policy: str, *, chats: bool) -> Any:
+    """What the checkpoint will record: texts with spans have segments that no segmenter reads from their tokens."""
+    from segattn.templates import Segmenter
+    from segattn.templates.markers import MarkerTable
+
+    if chats:
+        return Segmenter.from_tokenizer(tokenizer, policy=policy)
+    return Segmenter(MarkerTable(()), "causal", tokenizer=tokenizer) if policy == "causal" else None
+
+
 def _tell_recorded_segmentation(path: str, policy: str) -> None:
     recorded = (read_segmentation(path) or {}).get("segmenter")
     if recorded is not None and recorded.get("policy") != policy:
         logger.warning("%s was tuned with the policy %r and is now tuned with %r", path, recorded["policy"], policy)
-
-
-def _tell_dropped(dropped: int, of: int, which: str, sft: SFTSettings) -> None:
-    if dropped:
-        logger.warning("left out %d of %d %s samples longer than %s tokens", dropped, of, which, sft.max_length)
 
 
 def _trainer(
@@ -216,7 +193,6 @@ def _trainer(
     model: ModelSettings,
     network: Any,
     tokenizer: Any,
-    segmenter: Any,
     dataset: Any,
     held_out: Any,
 ) -> SegmentSFTTrainer:
@@ -227,7 +203,7 @@ def _trainer(
         opening_steps=settings.opening_steps,
         model=network,
         args=sft,
-        data_collator=SegmentCollator(Encoder(segmenter).pad_token_id, sft.pad_to_multiple_of),
+        data_collator=SegmentCollator(tokenizer.pad_token_id or 0, sft.pad_to_multiple_of),
         train_dataset=dataset,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -289,24 +265,3 @@ def _finish(trainer: SegmentSFTTrainer, sft: SFTSettings) -> Any:
     if sft.push_to_hub:
         trainer.push_to_hub()
     return tuned
-
-
-def _curve(history: list[dict[str, Any]]) -> list[CurvePoint]:
-    opening = {log["step"]: log["eval_opening_loss"] for log in history if "eval_opening_loss" in log}
-    return [
-        CurvePoint(log["step"], log["eval_loss"], opening.get(log["step"])) for log in history if "eval_loss" in log
-    ]
-
-
-def _write_result(
-    result: TrainResult, settings: TrainSettings, sft: SFTSettings, model: ModelSettings, folder: Path
-) -> None:
-    content = {
-        "result": result.to_dict(),
-        "settings": asdict(settings),
-        "model": asdict(model),
-        "sft": sft.to_dict(),
-    }
-    partial = folder / f".{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT_FILE)

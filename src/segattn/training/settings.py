@@ -14,6 +14,7 @@ from trl import ModelConfig, SFTConfig
 from segattn.errors import UnsupportedModelError
 from segattn.modeling.masking import ATTENTION_IMPLEMENTATIONS
 from segattn.pretrained.environment import cpu_computes_bfloat16
+from segattn.training.cutting import TooLong
 
 __all__ = ["ModelSettings", "SFTSettings", "TrainSettings", "check_settings"]
 
@@ -49,9 +50,12 @@ class TrainSettings:
             "linearly to 0 over this many steps."
         },
     )
-    too_long: Literal["error", "drop"] = field(
+    too_long: TooLong = field(
         default="error",
-        metadata={"help": "Samples over --max_length tokens: refuse to start, or leave them out and say how many."},
+        metadata={
+            "help": "Samples over --max_length tokens: refuse to start, leave them out, cut the prompt from the left, "
+            "or cut the middle of its longest segment; with a count. Answers are never cut."
+        },
     )
 
 
@@ -84,6 +88,13 @@ class SFTSettings(SFTConfig):
         default="epoch", metadata={"help": "When to score held-out data, where there is any: no, steps or epoch."}
     )
     eval_on_start: bool = field(default=True, metadata={"help": "Score held-out data before the first step too."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "The order of the rows: group_by_length (batches of like length, mixed), random or sequential.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Mixed precision in bfloat16. Default: on GPUs, and on CPUs that have it built in."},
@@ -104,8 +115,10 @@ def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) 
         UnsupportedModelError: names the option and what to use instead.
     """
     refused = {
-        "packing": (sft.packing or bool(sft.eval_packing), "rows would hold several conversations"),
-        "padding_free": (sft.padding_free, "it flattens the batch without its segment ids"),
+        f"packing_strategy {sft.packing_strategy}": (
+            (sft.packing or bool(sft.eval_packing)) and sft.packing_strategy != "bfd",
+            "it splits documents, and with them segments; bfd does not",
+        ),
         "use_liger_kernel": (sft.use_liger_kernel, "its kernels are not verified with a segment mask"),
         "assistant_only_loss": (sft.assistant_only_loss, "the labels are already on the answers alone"),
         "completion_only_loss": (sft.completion_only_loss is False, "a loss on the prompt would leak inside segments"),
@@ -115,6 +128,8 @@ def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) 
     for name, (given, why) in refused.items():
         if given:
             raise UnsupportedModelError(f"--{name} cannot be used here: {why}. Leave it out")
+    if (sft.packing or sft.eval_packing) and sft.max_length is None:
+        raise UnsupportedModelError("packing fills rows up to max_length, which is None; give --max_length a number")
     if model.attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
         raise UnsupportedModelError(
             f"--attn_implementation {model.attn_implementation} would drop the segment mask; "

@@ -1,18 +1,23 @@
 """TRL's SFTTrainer with the segment mask: nothing may drop the segment ids between the data and the attention."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling import enable, is_enabled, set_opening
 from segattn.segments import IGNORED_LABEL
 from segattn.training.answer_head import score_answers_only
+from segattn.training.collator import SegmentCollator
 from segattn.training.opening import opening_bias
+from segattn.training.packing import LENGTHS, check_documents_apart, pack
+from segattn.training.sampling import LengthGroups
 
 __all__ = ["SegmentSFTTrainer"]
 
@@ -24,12 +29,18 @@ class SegmentSFTTrainer(SFTTrainer):
     over all answer tokens, not over batches. While segments open, held-out data is scored under the plain rule
     (`eval_loss`) and under the bias of the moment too (`eval_opening_loss`).
 
+    With `packing` (strategy "bfd") rows are packed here, with `padding_free` those of a batch are joined; see
+    `segattn.training.packing`. `train_sampling_strategy="group_by_length"` draws batches from
+    `segattn.training.sampling.LengthGroups`.
+
     Args:
         opening_steps: raise the bias on the keys ahead from -8 to 0 over this many steps; 0 for the plain rule.
-        options: SFTTrainer's own; `model` must be enabled, `data_collator` a `SegmentCollator`.
+        options: SFTTrainer's own; `model` must be enabled, `data_collator` is a `SegmentCollator` by default.
 
     Raises:
-        UnsupportedModelError: the model is not enabled, or context or sequence parallelism would drop the mask.
+        DataError: rows that are longer than max_length, with packing.
+        UnsupportedModelError: the model is not enabled, or does not keep packed documents apart; a packing strategy
+            that splits documents; context or sequence parallelism, which would drop the mask.
     """
 
     def __init__(self, *, opening_steps: int = 0, **options: Any) -> None:
@@ -41,10 +52,22 @@ class SegmentSFTTrainer(SFTTrainer):
             )
         if isinstance(options.get("eval_dataset"), dict):
             raise UnsupportedModelError("eval_dataset is a dict; expected one data set, held-out tasks joined")
-        options["args"].dataset_kwargs = {**(options["args"].dataset_kwargs or {}), "skip_prepare_dataset": True}
+        args = options["args"]
+        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._held_out_sum: Tensor | None = None
         self.opening_steps = opening_steps
-        super().__init__(**options)
+        self._join_rows(options)
+        # TRL takes no collator for joined rows, and wants no max_length for rows that it does not pack itself.
+        joined, max_length = args.packing or args.padding_free, args.max_length
+        collator = options.pop("data_collator", None)
+        args.max_length = None if joined and not args.packing else max_length
+        super().__init__(**options, data_collator=None if joined else collator)
+        args.max_length = max_length
+        self.data_collator = collator or SegmentCollator(
+            self.processing_class.pad_token_id or 0, args.pad_to_multiple_of
+        )
+        if joined:
+            self.data_collator = replace(self.data_collator, padding_free=True)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
         enable(self.model)
         parallel = self.accelerator.parallelism_config
@@ -52,15 +75,53 @@ class SegmentSFTTrainer(SFTTrainer):
             raise UnsupportedModelError(
                 "context and sequence parallelism replace the attention mask by a causal one; use data parallelism"
             )
+        if joined and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            check_documents_apart(self.model)
         if self.accelerator.device.type == "cpu":
             score_answers_only(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         self.add_callback(_Opening(self))
+
+    @staticmethod
+    def _join_rows(options: dict[str, Any]) -> None:
+        """Pack the data sets that TRL's flags say are packed, with their segment ids."""
+        args = options["args"]
+        if args.packing and args.packing_strategy != "bfd":
+            raise UnsupportedModelError(
+                f"packing_strategy {args.packing_strategy!r} splits documents, and with them segments; expected 'bfd'"
+            )
+        collator = options.get("data_collator")
+        if (args.packing or args.padding_free) and not isinstance(collator, SegmentCollator | None):
+            raise UnsupportedModelError(
+                f"data_collator is a {type(collator).__name__}, which does not join rows; expected a SegmentCollator, "
+                "or none, with packing and padding_free"
+            )
+        packed = {
+            "train_dataset": args.packing,
+            "eval_dataset": args.packing if args.eval_packing is None else args.eval_packing,
+        }
+        for name, wanted in packed.items():
+            rows = options.get(name)
+            if wanted and rows is not None and LENGTHS not in rows.column_names:
+                options[name] = pack(rows, args.max_length, quiet=args.disable_tqdm)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
         if "segment_ids" not in columns:
             self._signature_columns: list[str] | None = [*columns, "segment_ids"]
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return self._seeded(super()._get_train_sampler(*args, **kwargs))
+
+    def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return self._seeded(super()._get_eval_sampler(*args, **kwargs))
+
+    def _seeded(self, sampler: Any) -> Any:
+        """The sampler; one that groups by length with an order that dropout cannot change."""
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(sampler.batch_size, list(sampler.lengths), seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss on a batch that must hold segment ids."""

@@ -1,0 +1,83 @@
+"""What a training run leaves behind, in memory and as training_result.json."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings
+
+__all__ = ["RESULT_FILE", "CurvePoint", "TrainResult", "curve_of", "write_result"]
+
+RESULT_FILE = "training_result.json"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Held-out answer loss (nats per answer token) after `step` optimizer steps, under the plain rule.
+
+    While segments open, `opening_loss` is the loss under the bias of the moment; None otherwise.
+    """
+
+    step: int
+    loss: float
+    opening_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        output_dir: the folder of the adapter (or full model), its segmentation and tokenizer.
+        steps: optimizer steps done.
+        interrupted: whether Ctrl-C ended the run early; a checkpoint to resume from is in `output_dir` then.
+        curve: held-out answer loss, wherever TRL's flags asked for an evaluation.
+        train_losses: (step, mean training loss since the last entry), at TRL's logging steps.
+        samples: samples trained on; `dropped` were left out as too long.
+        cut: samples of which a part was cut away, `removed_tokens` tokens in all.
+        seconds: "load", "encode", "train" (evaluations included), "save".
+        model: the tuned model, in memory, enabled, in eval mode.
+        segmenter: the segmenter it was trained with; None for plain text with spans, whose segments it cannot tell.
+    """
+
+    output_dir: str
+    steps: int
+    interrupted: bool
+    curve: list[CurvePoint]
+    train_losses: list[tuple[int, float]]
+    samples: int
+    dropped: int
+    cut: int
+    removed_tokens: int
+    seconds: dict[str, float]
+    model: Any
+    segmenter: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model and the segmenter, as JSON types."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("model", "segmenter")}
+        return {**fields, "curve": [asdict(point) for point in self.curve]}
+
+
+def curve_of(history: list[dict[str, Any]]) -> list[CurvePoint]:
+    """Return the held-out losses in the log of a trainer."""
+    opening = {log["step"]: log["eval_opening_loss"] for log in history if "eval_opening_loss" in log}
+    return [
+        CurvePoint(log["step"], log["eval_loss"], opening.get(log["step"])) for log in history if "eval_loss" in log
+    ]
+
+
+def write_result(
+    result: TrainResult, settings: TrainSettings, sft: SFTSettings, model: ModelSettings, folder: Path
+) -> None:
+    """Write training_result.json, with the settings of the run, all or nothing."""
+    content = {
+        "result": result.to_dict(),
+        "settings": asdict(settings),
+        "model": asdict(model),
+        "sft": sft.to_dict(),
+    }
+    partial = folder / f".{RESULT_FILE}.partial"
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(folder / RESULT_FILE)
