@@ -169,7 +169,7 @@ def test_a_cut_text_keeps_every_label_and_stays_valid(text, data, how, most):
     sample = SpanText(text, spans)
     row = encode_text(sample, TOKENIZER)
     assume(len(row.input_ids) > most)
-    cut = cut_text(sample, row, most, how)
+    cut = cut_text(row, most, how)
     labels = [label for label in row.labels if label != -100]
     if cut is None:
         free = sum(max(0, end - start - 3) for start, end in spans) if how == "cut_longest_segment" else 0
@@ -187,11 +187,11 @@ def test_a_text_is_cut_before_its_answer():
     text = "0123456789 question: yes"
     sample = SpanText(text, ((0, 20),))
     row = encode_text(sample, TOKENIZER)
-    left = cut_text(sample, row, 14, "cut_left")
+    left = cut_text(row, 14, "cut_left")
     assert TOKENIZER.decode(left.input_ids) == "0uestion: yes<|im_end|>"
-    middle = cut_text(sample, row, 14, "cut_longest_segment")
+    middle = cut_text(row, 14, "cut_longest_segment")
     assert TOKENIZER.decode(middle.input_ids) == "01234ion: yes<|im_end|>"
-    assert cut_text(sample, row, 5, "cut_left") is None
+    assert cut_text(row, 5, "cut_left") is None
 
 
 def samples(count=6):

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from segattn.data import EncodedSample, Encoder, Sample, SpanText
+from segattn.data import EncodedSample, Encoder, Sample
 from segattn.segments import CAUSAL, IGNORED_LABEL
 
-__all__ = ["TOO_LONG", "TooLong", "cut_chat", "cut_text", "left_gaps", "middle_gaps", "without"]
+__all__ = ["TooLong", "cut_chat", "cut_text", "left_gaps", "middle_gaps", "without"]
 
 TooLong = Literal["error", "drop", "cut_left", "cut_longest_segment"]
-TOO_LONG = ("error", "drop", "cut_left", "cut_longest_segment")
 
 Span = tuple[int, int]
 Gaps = Callable[[Sequence[Span], int], list[Span] | None]
@@ -75,11 +74,10 @@ def _latest_messages(encoder: Encoder, sample: Sample, max_length: int) -> Sampl
     return shorter[low]
 
 
-def cut_text(sample: SpanText, row: EncodedSample, max_length: int, how: TooLong) -> EncodedSample | None:  # noqa: ARG001
+def cut_text(row: EncodedSample, max_length: int, how: TooLong) -> EncodedSample | None:
     """Cut a plain text with spans to at most `max_length` tokens.
 
     Args:
-        sample: the text.
         row: its tokens, more than `max_length`.
         max_length: the most tokens.
         how: "cut_left" takes tokens away before the first label, those on the left first; "cut_longest_segment" takes

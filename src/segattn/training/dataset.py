@@ -129,7 +129,7 @@ class _Rows:
         if self.too_long not in ("cut_left", "cut_longest_segment"):
             return None
         if isinstance(sample, SpanText):
-            return cut_text(sample, row, most, self.too_long)
+            return cut_text(row, most, self.too_long)
         return cut_chat(self._chats, sample, row, most, self.too_long)
 
     @property

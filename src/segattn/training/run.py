@@ -56,6 +56,11 @@ def train(
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
     chats = any(isinstance(sample, Sample) for sample in train_samples)
+    if chats and settings.attention == "segments" and any(isinstance(sample, SpanText) for sample in train_samples):
+        logger.warning(
+            "chats and texts with spans are trained together; the checkpoint records the segments of chats, "
+            "so pass segment_ids when texts with spans are run"
+        )
     network, tokenizer, segmenter = _load_model(settings, sft, model, chats=chats)
     clock.lap("load")
     data = _encode(train_samples, "training", settings, sft, segmenter, tokenizer)
