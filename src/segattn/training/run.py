@@ -56,11 +56,8 @@ def train(
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
     chats = any(isinstance(sample, Sample) for sample in train_samples)
-    if chats and settings.attention == "segments" and any(isinstance(sample, SpanText) for sample in train_samples):
-        logger.warning(
-            "chats and texts with spans are trained together; the checkpoint records the segments of chats, "
-            "so pass segment_ids when texts with spans are run"
-        )
+    if chats and settings.attention == "segments":
+        _tell_mixture(train_samples)
     network, tokenizer, segmenter = _load_model(settings, sft, model, chats=chats)
     clock.lap("load")
     data = _encode(train_samples, "training", settings, sft, segmenter, tokenizer)
@@ -113,6 +110,14 @@ def _load_data(
         return train_samples, list(held_out)
     source = settings.data if samples is None else None
     return train_samples, held_out_samples(settings.held_out, source, limit=settings.held_out_samples, seed=sft.seed)
+
+
+def _tell_mixture(samples: list[Sample | SpanText]) -> None:
+    if any(isinstance(sample, SpanText) for sample in samples):
+        logger.warning(
+            "chats and texts with spans are trained together; the checkpoint records the segments of chats, "
+            "so pass segment_ids when texts with spans are run"
+        )
 
 
 def _encode(
