@@ -13,6 +13,7 @@ from segattn.training.collator import SegmentCollator
 from segattn.training.distillation import DistillationTrainer
 from segattn.training.interrupt import GracefulStop
 from segattn.training.lessons import Lessons, rows_of
+from segattn.training.progress import shown_progress
 from segattn.training.run import _finish
 from segattn.training.settings import SFTSettings
 from segattn.training.trainer import SegmentSFTTrainer
@@ -95,7 +96,7 @@ def _run(trainer: SegmentSFTTrainer, checkpoint: Path | None) -> bool:
     stop = GracefulStop()
     trainer.add_callback(stop)
     try:
-        with stop:
+        with stop, shown_progress(trainer):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except BaseException:
         _save_for_later(trainer)

@@ -15,6 +15,7 @@ from segattn.modeling.segmentation_entry import read_segmentation
 from segattn.training.collator import SegmentCollator
 from segattn.training.dataset import EncodedData, encode_dataset, held_out_samples
 from segattn.training.interrupt import GracefulStop
+from segattn.training.progress import shown_progress
 from segattn.training.result import CurvePoint, TrainResult, curve_of, write_result
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
 from segattn.training.trainer import SegmentSFTTrainer
@@ -226,7 +227,7 @@ def _run(trainer: SegmentSFTTrainer, sft: SFTSettings) -> GracefulStop:
     stop = GracefulStop()
     trainer.add_callback(stop)
     try:
-        with stop:
+        with stop, shown_progress(trainer):
             trainer.train(resume_from_checkpoint=_checkpoint(sft))
     except BaseException:
         _save_for_later(trainer)

@@ -18,6 +18,7 @@ from segattn.training.collator import SegmentCollator
 from segattn.training.opening import opening_bias
 from segattn.training.packing import LENGTHS, check_documents_apart, pack
 from segattn.training.sampling import LengthGroups
+from segattn.training.throughput import Throughput
 
 __all__ = ["SegmentSFTTrainer"]
 
@@ -56,6 +57,7 @@ class SegmentSFTTrainer(SFTTrainer):
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._held_out_sum: Tensor | None = None
         self.opening_steps = opening_steps
+        self.throughput = Throughput()
         self._join_rows(options)
         # TRL takes no collator for joined rows, and wants no max_length for rows that it does not pack itself.
         joined, max_length = args.packing or args.padding_free, args.max_length
@@ -123,6 +125,11 @@ class SegmentSFTTrainer(SFTTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroups(sampler.batch_size, list(sampler.lengths), seed)
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Learn a batch, and count its tokens."""
+        self.throughput.add(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss on a batch that must hold segment ids."""
         if inputs.get("segment_ids") is None:
@@ -145,11 +152,12 @@ class SegmentSFTTrainer(SFTTrainer):
         bias = opening_bias(self.state.global_step, self.opening_steps)
         set_opening(self.model, None)
         try:
-            metrics = self._exact_evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            if bias is not None:
-                set_opening(self.model, bias)
-                prefix = f"{metric_key_prefix}_opening"
-                metrics.update(self._exact_evaluate(*args, metric_key_prefix=prefix, **kwargs))
+            with self.throughput.paused():
+                metrics = self._exact_evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+                if bias is not None:
+                    set_opening(self.model, bias)
+                    prefix = f"{metric_key_prefix}_opening"
+                    metrics.update(self._exact_evaluate(*args, metric_key_prefix=prefix, **kwargs))
         finally:
             set_opening(self.model, bias)
         return metrics
@@ -168,11 +176,19 @@ class SegmentSFTTrainer(SFTTrainer):
         return float(total / max(count, 1))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the exact held-out loss in place of the mean over batches."""
+        """Log, with the exact held-out loss in place of the mean over batches, and with how fast the run learns."""
         if self._held_out_sum is not None:
             exact = self._held_out_mean()
             logs.update({name: exact for name in logs if name.endswith("_loss")})
+        if "loss" in logs:
+            logs.update(self.throughput.take(lambda counts: self.accelerator.reduce(counts, reduction="sum")))
+            if self.opening_steps:
+                logs["opening_bias"] = opening_bias(self.state.global_step, self.opening_steps) or 0.0
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
 
     def save_now(self) -> str:
         """Write a checkpoint that can be resumed from, at the current step; return its folder."""
