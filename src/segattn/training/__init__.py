@@ -2,6 +2,7 @@
 
 from segattn.training.collator import SegmentCollator
 from segattn.training.opening import OPENING_START, opening_bias
+from segattn.training.preferences import SegmentDPOTrainer, SegmentPreferenceCollator
 from segattn.training.run import CurvePoint, TrainResult, train
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings
 from segattn.training.trainer import SegmentSFTTrainer
@@ -12,6 +13,8 @@ __all__ = [
     "ModelSettings",
     "SFTSettings",
     "SegmentCollator",
+    "SegmentDPOTrainer",
+    "SegmentPreferenceCollator",
     "SegmentSFTTrainer",
     "TrainResult",
     "TrainSettings",
