@@ -39,12 +39,16 @@ class EncodedData(NamedTuple):
         dropped: samples left out.
         cut: samples of which a part was cut away.
         removed_tokens: how many tokens were cut away from these.
+        tokens: of all rows, before they are packed.
+        answer_tokens: those of them that carry a label.
     """
 
     dataset: Any
     dropped: int
     cut: int
     removed_tokens: int
+    tokens: int = 0
+    answer_tokens: int = 0
 
     def tell(self, which: str, max_length: int | None) -> None:
         """Say how many samples were cut and left out, if any were."""
@@ -90,7 +94,11 @@ def encode_dataset(
     rows.check(len(samples), len(kept))
     columns = ("input_ids", "labels", "segment_ids")
     dataset = Dataset.from_dict({name: [getattr(row, name) for row in kept] for name in columns})
-    return EncodedData(dataset, len(samples) - len(kept), rows.cut, rows.removed_tokens)
+    tokens = sum(len(row.labels) for row in kept)
+    answer_tokens = tokens - sum(row.labels.count(IGNORED_LABEL) for row in kept)
+    return EncodedData(
+        dataset, len(samples) - len(kept), rows.cut, rows.removed_tokens, tokens=tokens, answer_tokens=answer_tokens
+    )
 
 
 class _Rows:

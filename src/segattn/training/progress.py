@@ -179,7 +179,9 @@ def _bar(total: int, completed: int) -> Any:
         TextColumn("step"),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         BarColumn(bar_width=12),
-        TextColumn("{task.fields[told]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        TextColumn(
+            "{task.fields[told]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
         console=Console(stderr=True),
         expand=True,
     )

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from segattn.training.flags import train_command
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings
 
-__all__ = ["RESULT_FILE", "CurvePoint", "TrainResult", "curve_of", "write_result"]
+__all__ = ["RESULT_FILE", "CurvePoint", "TrainResult", "curve_of", "speed_of", "write_result"]
 
 RESULT_FILE = "training_result.json"
 
@@ -36,6 +38,11 @@ class TrainResult:
         train_losses: (step, mean training loss since the last entry), at TRL's logging steps.
         samples: samples trained on; `dropped` were left out as too long.
         cut: samples of which a part was cut away, `removed_tokens` tokens in all.
+        held_out: samples scored.
+        rows: rows of an epoch: as many as samples, fewer where they are packed.
+        tokens: of all samples, `answer_tokens` of them with a label.
+        speed: at TRL's logging steps "step", "tokens_per_second", "answer_tokens_per_second" and "padding_share", since
+            the last entry and without evaluations; see `segattn.training.throughput`.
         seconds: "load", "encode", "train" (evaluations included), "save".
         model: the tuned model, in memory, enabled, in eval mode.
         segmenter: the segmenter it was trained with; None for plain text with spans, whose segments it cannot tell.
@@ -50,6 +57,11 @@ class TrainResult:
     dropped: int
     cut: int
     removed_tokens: int
+    held_out: int
+    rows: int
+    tokens: int
+    answer_tokens: int
+    speed: list[dict[str, float]]
     seconds: dict[str, float]
     model: Any
     segmenter: Any
@@ -68,12 +80,29 @@ def curve_of(history: list[dict[str, Any]]) -> list[CurvePoint]:
     ]
 
 
+def speed_of(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return the token rates in the log of a trainer."""
+    names = ("step", "tokens_per_second", "answer_tokens_per_second", "padding_share")
+    return [{name: log[name] for name in names} for log in history if "tokens_per_second" in log]
+
+
 def write_result(
-    result: TrainResult, settings: TrainSettings, sft: SFTSettings, model: ModelSettings, folder: Path
+    result: TrainResult,
+    settings: TrainSettings,
+    sft: SFTSettings,
+    model: ModelSettings,
+    folder: Path,
+    flags: dict[str, Any],
 ) -> None:
-    """Write training_result.json, with the settings of the run, all or nothing."""
+    """Write training_result.json, with the settings of the run, the command for it and the machine, all or nothing."""
+    from segattn.pretrained.environment import environment
+
     content = {
         "result": result.to_dict(),
+        "command": train_command(flags),
+        "flags": flags,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": environment(),
         "settings": asdict(settings),
         "model": asdict(model),
         "sft": sft.to_dict(),

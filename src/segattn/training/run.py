@@ -14,9 +14,10 @@ from segattn.modeling import enable, save_pretrained
 from segattn.modeling.segmentation_entry import read_segmentation
 from segattn.training.collator import SegmentCollator
 from segattn.training.dataset import EncodedData, encode_dataset, held_out_samples
+from segattn.training.flags import changed_flags
 from segattn.training.interrupt import GracefulStop
 from segattn.training.progress import shown_progress
-from segattn.training.result import CurvePoint, TrainResult, curve_of, write_result
+from segattn.training.result import CurvePoint, TrainResult, curve_of, speed_of, write_result
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
 from segattn.training.trainer import SegmentSFTTrainer
 
@@ -54,6 +55,7 @@ def train(
         UnsupportedModelError: a model or option that cannot honour segments.
     """
     check_settings(settings, sft, model)
+    flags = changed_flags(settings, sft, model)  # before the run settles what was left open
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
     chats = any(isinstance(sample, Sample) for sample in train_samples)
@@ -79,11 +81,16 @@ def train(
         dropped=data.dropped,
         cut=data.cut,
         removed_tokens=data.removed_tokens,
+        held_out=len(held_out_list),
+        rows=len(trainer.train_dataset),
+        tokens=data.tokens,
+        answer_tokens=data.answer_tokens,
+        speed=speed_of(trainer.state.log_history),
         seconds=clock.laps,
         model=tuned,
         segmenter=segmenter,
     )
-    write_result(result, settings, sft, model, Path(sft.output_dir or "."))
+    write_result(result, settings, sft, model, Path(sft.output_dir or "."), flags)
     return result
 
 
