@@ -55,7 +55,7 @@ def _output(logits: Tensor, wanted: Tensor, mask: Tensor, items: Any) -> FusedCa
     chosen = log_probs.gather(-1, wanted[:, None]).squeeze(-1)
     with torch.no_grad():
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        top = (logits.argmax(-1) == wanted).to(logits.dtype)
+        top = logits.argmax(-1) == wanted  # TRL's type: another process may have scored its batch with TRL's head
 
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(mask.shape).masked_scatter(mask, values)
