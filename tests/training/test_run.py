@@ -16,7 +16,6 @@ from cli.tiny_chat import make_model, make_tokenizer
 from segattn.data import DataError, Encoder, Sample, SpanText
 from segattn.evaluation import answer_loss
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
-from segattn.training import run as run_module
 from segattn.training.trainer import SegmentSFTTrainer
 from training.conftest import make_samples
 
@@ -195,20 +194,6 @@ def test_a_run_that_breaks_leaves_a_checkpoint(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "checkpoint-2" / "segment_attention.json").is_file()
     monkeypatch.undo()
     assert run(tiny, tmp_path / "out", resume_from_checkpoint="true").steps == 3
-
-
-def test_only_a_complete_checkpoint_is_resumed_from(tmp_path):
-    for step, complete in ((2, True), (10, True), (12, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "trainer_state.json").write_text("{}")
-    assert run_module._checkpoint(sft(tmp_path, resume_from_checkpoint="last")) == str(tmp_path / "checkpoint-10")
-    assert run_module._checkpoint(sft(tmp_path)) is None
-    with pytest.raises(segattn.UnsupportedModelError, match=r"no trainer_state\.json"):
-        run_module._checkpoint(sft(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-12")))
-    with pytest.raises(segattn.UnsupportedModelError, match="holds no complete checkpoint"):
-        run_module._checkpoint(sft(tmp_path / "elsewhere", resume_from_checkpoint="last"))
 
 
 def test_long_samples_are_refused_left_out_or_cut(tiny, tmp_path, caplog):

@@ -53,7 +53,7 @@ class _LazyGroup(TyperGroup):
         return name, listed if name is None else _load(name), rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what users can mend is a message and exit code 2, not a traceback."""
+        """Run the command; what users can mend is a message and an exit code (2 mostly), not a traceback."""
         try:
             return super().invoke(ctx)
         except (SegmentAttentionError, ModuleNotFoundError) as error:
@@ -61,7 +61,7 @@ class _LazyGroup(TyperGroup):
             if message is None or os.environ.get("SEGATTN_TRACEBACK") == "1":
                 raise
             print(f"segattn: {message}", file=sys.stderr)
-            raise typer.Exit(2) from error
+            raise typer.Exit(getattr(error, "exit_code", 2)) from error
 
 
 def _load(name: str) -> Any:

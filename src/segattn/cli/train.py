@@ -38,7 +38,9 @@ TRL's flags, all of them (`--all-flags` lists them), also from a file (`--config
 - `--model_name_or_path` (or `--model`), `--dtype`, `--lora_r` 32, `--lora_alpha` 64, `--lora_target_modules`
   all-linear, `--no_use_peft`
 - `--output_dir`, `--max_steps`, `--num_train_epochs`, `--per_device_train_batch_size`, `--learning_rate`, `--seed`
-- `--eval_strategy steps --eval_steps 25`, `--save_steps`, `--resume_from_checkpoint last`
+- `--eval_strategy steps --eval_steps 25`, `--save_steps`, `--save_total_limit`
+- `--resume`  go on with the last whole checkpoint of `--output_dir`; `--resume auto`: where there is one, otherwise
+  begin; `--resume FOLDER`: with this one. TRL's `--resume_from_checkpoint` takes the same; default: begin
 """
 
 
@@ -56,7 +58,7 @@ def command(
     if all_flags:
         parser.print_help()
         return
-    settings, sft, model = _parse(parser, ["--model_name_or_path" if a == "--model" else a for a in context.args])
+    settings, sft, model = _parse(parser, _short_forms(context.args))
     from segattn.pretrained import resolve_model
     from segattn.training import train
 
@@ -82,6 +84,21 @@ def command(
         raise typer.Exit(130)  # so that `segattn train && segattn eval` does not go on with half a model
 
 
+def _short_forms(arguments: list[str]) -> list[str]:
+    """The arguments with TRL's flags in place of --model and --resume."""
+    spelled: list[str] = []
+    for place, argument in enumerate(arguments):
+        if argument == "--model":
+            argument = "--model_name_or_path"
+        elif argument == "--resume":
+            argument = "--resume_from_checkpoint"
+            if arguments[place + 1 : place + 2] == [] or arguments[place + 1].startswith("-"):
+                spelled += [argument, "last"]
+                continue
+        spelled.append(argument.replace("--resume=", "--resume_from_checkpoint=", 1))
+    return spelled
+
+
 def _parse(parser: Any, arguments: list[str]) -> Any:
     """Read the flags; what cannot be read is one clear line, not three hundred lines of usage."""
 
@@ -89,7 +106,7 @@ def _parse(parser: Any, arguments: list[str]) -> Any:
         raise SegmentAttentionError(f"{message} (segattn train --help, or --all-flags for all of them)")
 
     parser.error = refuse
-    known = ["--model", "--config"] + [flag for action in parser._actions for flag in action.option_strings]
+    known = ["--model", "--resume", "--config"] + [flag for action in parser._actions for flag in action.option_strings]
     for argument in arguments:
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag not in known:

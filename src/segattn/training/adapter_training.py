@@ -1,26 +1,22 @@
 """One adapter, tuned on answered lessons by the trainer that is given, saved, and gone on with."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
 
 from segattn.training.adapt_settings import AdaptSettings
 from segattn.training.collator import SegmentCollator
 from segattn.training.distillation import DistillationTrainer
-from segattn.training.interrupt import GracefulStop
 from segattn.training.lessons import Lessons, rows_of
 from segattn.training.progress import shown_progress
 from segattn.training.run import _finish
+from segattn.training.running import run_training
 from segattn.training.settings import SFTSettings
 from segattn.training.trainer import SegmentSFTTrainer
 
 __all__ = ["train_adapter"]
-
-logger = logging.getLogger(__name__)
 
 
 def train_adapter(
@@ -69,47 +65,14 @@ def train_adapter(
         ),
         **extra,
     )
-    interrupted = _run(trainer, _last_checkpoint(folder) if resume else None)
+    with shown_progress(trainer):
+        interrupted = run_training(trainer, "auto" if resume else None)
     if settings.adapter_dtype == "bfloat16":
         _cast_adapter(trainer.model, torch.bfloat16)
     _finish(trainer, arguments)
     # PEFT computes in float32, also with weights that were saved in less: what is measured is what will be loaded.
     _cast_adapter(trainer.model, torch.float32)
     return trainer, interrupted
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    # trainer_state.json is written last: a folder without it was cut off while saving.
-    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
-
-
-def _run(trainer: SegmentSFTTrainer, checkpoint: Path | None) -> bool:
-    """Train from a checkpoint on; whatever ends it early leaves one. Returns whether Ctrl-C did."""
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= trainer.args.max_steps:
-            # Nothing is left to do, and the trainer would do one step more.
-            trainer._load_from_checkpoint(str(checkpoint))
-            trainer.state = state
-            return False
-    stop = GracefulStop()
-    trainer.add_callback(stop)
-    try:
-        with stop, shown_progress(trainer):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except BaseException:
-        _save_for_later(trainer)
-        raise
-    if stop.requested:
-        _save_for_later(trainer)
-    return stop.requested
-
-
-def _save_for_later(trainer: SegmentSFTTrainer) -> None:
-    if trainer.state.global_step:
-        logger.warning("the run ended early; saved step %d to %s", trainer.state.global_step, trainer.save_now())
-        logger.warning("go on with --resume")
 
 
 def _arguments(settings: AdaptSettings, folder: Path, *, held_out: bool) -> SFTSettings:

@@ -121,6 +121,7 @@ class DistillationTrainer(SegmentSFTTrainer):
     def __init__(self, *, temperature: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
         self.temperature = temperature
+        self.run_settings["temperature"] = temperature
         if not hasattr(self.model, "disable_adapter"):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} has no adapter, so that there is no teacher beside it; pass peft_config"

@@ -1,10 +1,12 @@
-"""Ctrl-C during training: finish the step, save, stop."""
+"""Ctrl-C and SIGTERM during training: finish the step, save, stop; the second time stop at once."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 __all__ = ["GracefulStop"]
@@ -12,6 +14,9 @@ __all__ = ["GracefulStop"]
 
 class GracefulStop(TrainerCallback):
     """A callback and context manager: the first Ctrl-C (or SIGTERM) stops after the step, the second one at once.
+
+    The step's checkpoint is written where any checkpoint is: after the step's logging and evaluation, so that going on
+    with it makes an unbroken run. With several processes a signal to any of them stops all, after the same step.
 
     Attributes:
         requested: whether a stop was asked for.
@@ -34,12 +39,29 @@ class GracefulStop(TrainerCallback):
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.requested = True
         self._restore()
+        # Not print: the signal may have come in the midst of one.
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
 
     def _restore(self) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """End training after this step if a stop was asked for."""
+        """End training after this step, with a checkpoint, if a stop was asked for."""
+        self.requested = _any_process(self.requested, args)
         if self.requested:
             control.should_training_stop = True
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Leave out what is done at an epoch's end: it has not come."""
+        if self.requested and not float(state.epoch or 0).is_integer():
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
+def _any_process(flag: bool, args: Any) -> bool:
+    if args.world_size <= 1:
+        return flag
+    shared = torch.tensor(int(flag), device=args.device)
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return bool(shared)

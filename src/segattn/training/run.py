@@ -14,10 +14,11 @@ from segattn.modeling import enable, save_pretrained
 from segattn.modeling.segmentation_entry import read_segmentation
 from segattn.training.collator import SegmentCollator
 from segattn.training.dataset import EncodedData, encode_dataset, held_out_samples
+from segattn.training.disk_space import told_if_full
 from segattn.training.flags import changed_flags
-from segattn.training.interrupt import GracefulStop
 from segattn.training.progress import shown_progress
 from segattn.training.result import CurvePoint, TrainResult, curve_of, speed_of, write_result
+from segattn.training.running import run_training
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
 from segattn.training.trainer import SegmentSFTTrainer
 
@@ -53,6 +54,7 @@ def train(
     Raises:
         DataError, SegmentError, LabelLeakError, TemplateError: the data or the template cannot be used.
         UnsupportedModelError: a model or option that cannot honour segments.
+        CheckpointError, DiskFullError, NotFiniteError: see `segattn.training.resumable.ResumableTrainer`.
     """
     check_settings(settings, sft, model)
     flags = changed_flags(settings, sft, model)  # before the run settles what was left open
@@ -67,14 +69,15 @@ def train(
     held_out_set = _held_out_dataset(held_out_list, settings, sft, segmenter, tokenizer)
     clock.lap("encode")
     trainer = _trainer(settings, sft, model, network, tokenizer, data.dataset, held_out_set)
-    stop = _run(trainer, sft)
+    with shown_progress(trainer):
+        interrupted = run_training(trainer, sft.resume_from_checkpoint)
     clock.lap("train")
     tuned = _finish(trainer, sft)
     clock.lap("save")
     result = TrainResult(
         output_dir=str(sft.output_dir),
         steps=trainer.state.global_step,
-        interrupted=stop.requested,
+        interrupted=interrupted,
         curve=curve_of(trainer.state.log_history),
         train_losses=[(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
         samples=len(data.dataset),
@@ -168,7 +171,7 @@ def _load_model(
     if (Path(path) / "adapter_config.json").is_file():
         raise UnsupportedModelError(
             f"{path} is an adapter; expected a full model. Merge it first (peft's merge_and_unload, then "
-            "segattn.save_pretrained), or go on with --resume_from_checkpoint"
+            "segattn.save_pretrained), or go on with its run: --resume"
         )
     hub = {"revision": model.model_revision, "trust_remote_code": sft.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(path, **hub)
@@ -217,7 +220,7 @@ def _trainer(
     from trl import get_peft_config
 
     sft.model_init_kwargs = None  # the model is loaded
-    return SegmentSFTTrainer(
+    trainer = SegmentSFTTrainer(
         opening_steps=settings.opening_steps,
         model=network,
         args=sft,
@@ -227,46 +230,8 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=get_peft_config(model),
     )
-
-
-def _run(trainer: SegmentSFTTrainer, sft: SFTSettings) -> GracefulStop:
-    """Train; whatever ends the run early, leave a checkpoint to resume from."""
-    stop = GracefulStop()
-    trainer.add_callback(stop)
-    try:
-        with stop, shown_progress(trainer):
-            trainer.train(resume_from_checkpoint=_checkpoint(sft))
-    except BaseException:
-        _save_for_later(trainer)
-        raise
-    if stop.requested:
-        _save_for_later(trainer)
-    return stop
-
-
-def _save_for_later(trainer: SegmentSFTTrainer) -> None:
-    if trainer.state.global_step == 0:
-        return
-    logger.warning("the run ended early; saving step %d", trainer.state.global_step)
-    logger.warning("saved; go on with --resume_from_checkpoint %s", trainer.save_now())
-
-
-def _checkpoint(sft: SFTSettings) -> str | None:
-    """The checkpoint to resume from; "true" or "last" means the newest complete one in output_dir."""
-    wanted = sft.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() in ("false", "no"):
-        return None
-    if str(wanted).lower() not in ("true", "yes", "last"):
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise UnsupportedModelError(f"{wanted} holds no trainer_state.json; expected a complete checkpoint folder")
-        return str(wanted)
-    # trainer_state.json is written last: a folder without it was cut off while saving.
-    complete = [file.parent for file in Path(sft.output_dir or "").glob("checkpoint-*/trainer_state.json")]
-    if not complete:
-        raise UnsupportedModelError(
-            f"{sft.output_dir} holds no complete checkpoint; leave --resume_from_checkpoint out"
-        )
-    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2])))
+    trainer.run_settings.update(attention=settings.attention, policy=settings.policy)
+    return trainer
 
 
 def _finish(trainer: SegmentSFTTrainer, sft: SFTSettings) -> Any:
@@ -275,11 +240,12 @@ def _finish(trainer: SegmentSFTTrainer, sft: SFTSettings) -> Any:
     inner: Any = tuned.get_base_model() if hasattr(tuned, "peft_config") else tuned
     inner.__dict__.pop("forward", None)  # TRL's fused head
     tuned.eval()
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        trainer.save_model(sft.output_dir)  # gathers the shards of all processes
-    elif trainer.is_world_process_zero():
-        save_pretrained(tuned, sft.output_dir or ".")
-        trainer.processing_class.save_pretrained(sft.output_dir)
+    with told_if_full(Path(sft.output_dir or "."), "the tuned model"):
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            trainer.save_model(sft.output_dir)  # gathers the shards of all processes
+        elif trainer.is_world_process_zero():
+            save_pretrained(tuned, sft.output_dir or ".")
+            trainer.processing_class.save_pretrained(sft.output_dir)
     if sft.push_to_hub:
         trainer.push_to_hub()
     return tuned

@@ -17,13 +17,14 @@ from segattn.training.answer_head import score_answers_only
 from segattn.training.collator import SegmentCollator
 from segattn.training.opening import opening_bias
 from segattn.training.packing import LENGTHS, check_documents_apart, pack
+from segattn.training.resumable import ResumableTrainer
 from segattn.training.sampling import LengthGroups
 from segattn.training.throughput import Throughput
 
 __all__ = ["SegmentSFTTrainer"]
 
 
-class SegmentSFTTrainer(SFTTrainer):
+class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
     """Fine-tunes an enabled model on rows of input_ids, labels and segment_ids.
 
     TRL calls the backbone directly and keeps a fixed list of columns; both are seen to here. `eval_loss` is the mean
@@ -82,6 +83,7 @@ class SegmentSFTTrainer(SFTTrainer):
         if self.accelerator.device.type == "cpu":
             score_answers_only(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         self.add_callback(_Opening(self))
+        self.run_settings["opening_steps"] = opening_steps
 
     @staticmethod
     def _join_rows(options: dict[str, Any]) -> None:
@@ -186,14 +188,9 @@ class SegmentSFTTrainer(SFTTrainer):
                 logs["opening_bias"] = opening_bias(self.state.global_step, self.opening_steps) or 0.0
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _write_checkpoint(self, *args: Any, **kwargs: Any) -> Path:
         with self.throughput.paused():
-            super()._save_checkpoint(*args, **kwargs)
-
-    def save_now(self) -> str:
-        """Write a checkpoint that can be resumed from, at the current step; return its folder."""
-        self._save_checkpoint(self.model, trial=None)
-        return str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            return super()._write_checkpoint(*args, **kwargs)
 
 
 class _Opening(TrainerCallback):
