@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -18,7 +19,7 @@ from segattn.training.collator import SegmentCollator
 from segattn.training.opening import opening_bias
 from segattn.training.packing import LENGTHS, check_documents_apart, pack
 from segattn.training.resumable import ResumableTrainer
-from segattn.training.sampling import LengthGroups
+from segattn.training.sampling import Filled, LengthGroups, fill, same_everywhere
 from segattn.training.throughput import Throughput
 
 __all__ = ["SegmentSFTTrainer"]
@@ -78,9 +79,10 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
             raise UnsupportedModelError(
                 "context and sequence parallelism replace the attention mask by a causal one; use data parallelism"
             )
-        if joined and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if joined and not sharded:
             check_documents_apart(self.model)
-        if self.accelerator.device.type == "cpu":
+        if self.accelerator.device.type == "cpu" and not sharded:
             score_answers_only(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
         self.add_callback(_Opening(self))
         self.run_settings["opening_steps"] = opening_steps
@@ -125,7 +127,20 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(sampler.batch_size, list(sampler.lengths), seed)
+        return LengthGroups(sampler.batch_size * self.args.world_size, list(sampler.lengths), seed)
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Give transformers' loader; with several processes, as many rows for each of them and none twice."""
+        rebalanced = description == "Training" and self.args.train_sampling_strategy == "batch_rebalance"
+        if self.args.world_size > 1 and isinstance(dataset, Dataset) and not rebalanced:
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            order = same_everywhere(sampler_fn and sampler_fn(dataset), len(dataset), seed)
+            filled = fill(dataset, batch_size * self.args.world_size)
+            every = Filled(order, len(filled) - len(dataset))
+            return super()._get_dataloader(filled, description, batch_size, lambda _: every, *args, **kwargs)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Learn a batch, and count its tokens."""
