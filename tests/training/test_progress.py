@@ -129,13 +129,19 @@ def test_the_terminal_is_given_back_where_training_breaks(monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     trainer = trainer_with(ProgressCallback(), disable_tqdm=False)
     state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=True)
-    with pytest.raises(RuntimeError, match="broken"), shown_progress(trainer):
-        [line] = trainer.present
-        line.on_train_begin(None, state, None)
-        bar = line._bar
-        assert bar.live.is_started
-        raise RuntimeError("broken")
-    assert not bar.live.is_started
+    bars = []
+
+    def break_off():
+        with shown_progress(trainer):
+            [line] = trainer.present
+            line.on_train_begin(None, state, None)
+            bars.append(line._bar)
+            assert bars[0].live.is_started
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        break_off()
+    assert not bars[0].live.is_started
 
 
 @pytest.mark.parametrize("live", [True, False])

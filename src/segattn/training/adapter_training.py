@@ -46,6 +46,7 @@ def train_adapter(
     from transformers import set_seed
 
     arguments = _arguments(settings, folder, held_out=bool(lessons.held_out))
+    arguments.note(settings.to_dict())
     extra = {"temperature": settings.temperature} if issubclass(trainer_class, DistillationTrainer) else {}
     set_seed(settings.seed)  # the adapter's first weights, whatever was drawn before
     trainer = trainer_class(

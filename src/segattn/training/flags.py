@@ -27,7 +27,7 @@ def changed_flags(settings: Any, sft: Any, model: Any) -> dict[str, Any]:
         Name -> value as JSON types, in the order of the fields; None where a default was switched off.
     """
     # Some defaults follow from the output folder.
-    defaults = (TrainSettings(), SFTSettings(output_dir=sft.output_dir), ModelSettings())
+    defaults: tuple[Any, ...] = (TrainSettings(), SFTSettings(output_dir=sft.output_dir), ModelSettings())
     flags: dict[str, Any] = {}
     for given, default in zip((settings, sft, model), defaults, strict=True):
         for field in fields(default):

@@ -128,7 +128,7 @@ class ProgressLine(TrainerCallback):
                 "under the opening bias"
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Leave the last state of the line behind."""
         if self._bar is not None:
             self._show(state)

@@ -105,7 +105,7 @@ def write_result(
         "environment": environment(),
         "settings": asdict(settings),
         "model": asdict(model),
-        "sft": sft.to_dict(),
+        "sft": {name: value for name, value in sft.to_dict().items() if not name.startswith("segattn/")},
     }
     partial = folder / f".{RESULT_FILE}.partial"
     partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def train(
     """
     check_settings(settings, sft, model)
     flags = changed_flags(settings, sft, model)  # before the run settles what was left open
+    if isinstance(sft, SFTSettings):
+        sft.note(asdict(settings))
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
     chats = any(isinstance(sample, Sample) for sample in train_samples)

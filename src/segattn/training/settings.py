@@ -4,8 +4,9 @@
 defaults for adapters on segments. `TrainSettings` holds only what TRL has no name for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import IntervalStrategy
@@ -106,6 +107,15 @@ class SFTSettings(SFTConfig):
             if self.bf16 is None:
                 self.bf16 = not self.fp16 and cpu_computes_bfloat16()
         super().__post_init__()
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Have trackers (TensorBoard, Weights & Biases, ...) record these facts too, as "segattn/NAME"."""
+        self._noted = {f"segattn/{name}": value for name, value in facts.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments as transformers does, and what was noted: this is what trackers record of a run."""
+        arguments: dict[str, Any] = super().to_dict()
+        return {**arguments, **getattr(self, "_noted", {})}
 
 
 def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) -> None:
