@@ -7,7 +7,7 @@ from typing import Any
 from segattn.bench.layouts import LAYOUTS
 from segattn.bench.results import Results, Row
 from segattn.bench.timing import Spread
-from segattn.evaluation.pictures import AHEAD_COLOR, CAUSAL_COLOR, INK, save
+from segattn.reports.pictures import AHEAD_COLOR, CAUSAL_COLOR, INK, save
 
 __all__ = ["draw"]
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PrinterCallback, ProgressCallback
 
+from segattn.reports.smoothing import Smoothed
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
 from segattn.training import throughput as throughput_module
-from segattn.training.progress import ProgressLine, Smoothed, shown_progress
+from segattn.training.progress import ProgressLine, shown_progress
 from segattn.training.throughput import Throughput
 from segattn.training.trainer import SegmentSFTTrainer
 from training.conftest import make_samples

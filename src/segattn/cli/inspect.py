@@ -39,7 +39,7 @@ def command(
     runs = runs_of(ids, segment_ids, tokenizer)
     cost = {name: int(value) for name, value in attention_cost(batch["segment_ids"]).items()}
     if save is not None:
-        from segattn.evaluation.pictures import draw_mask
+        from segattn.reports.pictures import draw_mask
 
         draw_mask(segment_ids, [tokenizer.decode([token]) for token in ids], save)
         print(f"Saved {save}", file=sys.stderr)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segattn.errors import SegmentAttentionError
-from segattn.evaluation.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, svg
+from segattn.reports.page import ReportError, write_page
+from segattn.reports.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, svg
 
 __all__ = ["ReportError", "findings", "write_report"]
 
@@ -17,10 +17,6 @@ _MASKS = ("causal", "segments")
 # Losses of tuned models are small.
 _DECIMALS = {"accuracy": 3, "loss": 4}
 _NEEDED = ("settings", "arms", "matrix", "comparisons", "chance", "example", "environment", "seconds")
-
-
-class ReportError(SegmentAttentionError, ValueError):
-    """Results that a report cannot be written from."""
 
 
 def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -42,20 +38,7 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Pa
             f"the results lack {', '.join(missing)}; expected those of a finished run. Run `segattn demo` again: it "
             "goes on where it was"
         )
-    page = _render(_content(results))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
-    return target
-
-
-def _render(content: dict[str, Any]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
+    return write_page(_TEMPLATE, _content(results), path)
 
 
 def _content(results: Mapping[str, Any]) -> dict[str, Any]:

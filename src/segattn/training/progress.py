@@ -1,6 +1,5 @@
 """How far a run is: one live line on a terminal, plain lines elsewhere, in place of transformers' own bars."""
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +8,9 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-__all__ = ["ProgressLine", "Smoothed", "shown_progress"]
+from segattn.reports.smoothing import Smoothed
+
+__all__ = ["ProgressLine", "shown_progress"]
 
 
 @contextmanager
@@ -29,22 +30,6 @@ def shown_progress(trainer: Any) -> Iterator[None]:
     finally:
         line.close()  # also where training broke off
         trainer.remove_callback(line)
-
-
-class Smoothed:
-    """A mean that forgets: each new value counts half. What is not finite is passed on, and forgotten at once."""
-
-    def __init__(self, weight: float = 0.5) -> None:
-        self.weight = weight
-        self._mean: float | None = None
-
-    def add(self, value: float) -> float:
-        """Return the mean with this value."""
-        if not math.isfinite(value):
-            self._mean = None
-            return value
-        self._mean = value if self._mean is None else self._mean + self.weight * (value - self._mean)
-        return self._mean
 
 
 class ProgressLine(TrainerCallback):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import segattn
 from oracle import may_see
-from segattn.evaluation.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, save, svg
+from segattn.reports.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, save, svg
 from strategies import segmentations
 
 
