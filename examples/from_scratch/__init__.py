@@ -1,0 +1,1 @@
+"""Small decoders trained from zero, causally and under segments, on a task where looking ahead matters."""
