@@ -255,7 +255,11 @@ def _flow_back(model: Any, given: ProbeInput) -> str | None:
         other = next(token for token in given.input_ids[0] if token != given.input_ids[0, column])
         changed[row, column] = other
     with evaluating(model):
-        output = _output(model, changed, segment_ids=given.segment_ids.repeat(len(changed), 1))
+        segment_ids = given.segment_ids.repeat(len(changed), 1)
+        output = _output(model, changed, segment_ids=segment_ids)
+        if output.ndim < 3:
+            # A classifier's head tells of whole sequences: look at the states below it.
+            output = _output(model.base_model, changed, segment_ids=segment_ids)
     difference, tolerance = (output[:-1] - output[-1]).abs().flatten(2).amax(-1), _tolerance(model, output)
     for row, column in enumerate(given.columns):
         for token in range(column):

@@ -5,11 +5,17 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import logsigmoid
 
+import segattn
 from chatml import START, conversation
 from cli.tiny_chat import make_model, make_tokenizer
 from oracle import loop_mask
 
 TOKENIZER = make_tokenizer()
+SEGMENTER = segattn.Segmenter.from_tokenizer(TOKENIZER)
+
+
+def enabled(seed=0, policy="turns", **options):
+    return segattn.enable(make_model(seed), SEGMENTER.with_policy(policy), **options)
 
 
 def user(text):

@@ -12,10 +12,12 @@ from cli.tiny_chat import make_model
 from segattn.data import DataError
 from segattn.training import SegmentDPOTrainer
 from training.preferences.pairs import (
+    SEGMENTER,
     TOKENIZER,
     answer_log_prob,
     assistant,
     dpo_loss,
+    enabled,
     make_pairs,
     segments_by_markers,
     user,
@@ -43,10 +45,6 @@ def settings(tmp_path, **options):
         **options,
     }
     return DPOConfig(str(tmp_path), **arguments)
-
-
-def enabled(seed=0, policy="turns", **options):
-    return segattn.enable(make_model(seed), segattn.Segmenter.from_tokenizer(TOKENIZER, policy=policy), **options)
 
 
 def make_trainer(tmp_path, rows=ROWS, *, model=None, ref_model=None, config=None, **options):
@@ -139,7 +137,7 @@ def test_an_adapter_that_is_tuned_further_is_its_own_reference(tmp_path):
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(make_model(), tmp_path / "adapter", is_trainable=True)
-    segattn.enable(model, segattn.Segmenter.from_tokenizer(TOKENIZER))
+    segattn.enable(model, SEGMENTER)
     second = make_trainer(tmp_path, model=model)
     second.train()
     assert second.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -288,7 +286,7 @@ def test_what_is_saved_is_loaded_with_its_segmentation(tmp_path, adapter):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    segattn.enable(model, segattn.Segmenter.from_tokenizer(TOKENIZER))
+    segattn.enable(model, SEGMENTER)
     trainer = make_trainer(tmp_path / "run", model=model, peft_config=adapter)
     trainer.train()
     trainer.save_model(str(tmp_path / "tuned"))
