@@ -1,0 +1,1 @@
+"""Segments in trainers of other projects. Import the module of the trainer that you use."""
