@@ -10,8 +10,8 @@ import families.tiny_models
 import segattn
 from modeling.tiny import CASES, build, hand_mask, tokens
 from segattn.attention.slices import plan_slices
-from segattn.modeling import layer_attention, slice_masks, verified
-from segattn.modeling.slice_masks import plan_of
+from segattn.modeling import layer_attention, verified
+from segattn.modeling.mask_tokens import content_of, token_of
 from segattn.ranges import visible_ranges
 
 ROWS = [[-1] + [4] * 6 + [0] * 5 + [-1] * 2, [0] * 9 + [-1] * 3 + [1] * 2]
@@ -199,36 +199,36 @@ def test_backends_are_named_and_kept():
 # What stands for a plan.
 
 
-def token_of(rows):
-    return slice_masks._token(plan_slices(visible_ranges(torch.tensor(rows))))
+def token_for(rows):
+    return token_of(plan_slices(visible_ranges(torch.tensor(rows))))
 
 
 def test_a_token_holds_one_number_and_survives_what_layers_do_to_masks():
-    token = token_of(ROWS)
-    plan = plan_of(token)
+    token = token_for(ROWS)
+    plan = content_of(token)
     assert token.shape == (2, 1, 14, 14)
     assert token.untyped_storage().nbytes() == 8
     for passed_on in (token.detach(), token.clone(), token[:, :, :, :14], token.to("cpu"), token.contiguous()):
-        assert plan_of(passed_on) is plan
+        assert content_of(passed_on) is plan
 
 
 def test_stock_attention_does_not_take_a_token_for_a_mask():
     query = torch.zeros(2, 1, 14, 4)
     with pytest.raises(RuntimeError, match="attn_mask"):
-        torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=token_of(ROWS))
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=token_for(ROWS))
 
 
 def test_a_token_that_was_cut_or_outlived_its_plan_is_an_error():
-    token = token_of(ROWS)
+    token = token_for(ROWS)
     with pytest.raises(segattn.UnsupportedModelError, match="whose slices are for"):
-        plan_of(token[:, :, :, :9])
+        content_of(token[:, :, :, :9])
     copied = token.clone()
     del token
     with pytest.raises(segattn.UnsupportedModelError, match="gone"):
-        plan_of(copied)
+        content_of(copied)
 
 
 def test_masks_are_no_tokens():
-    assert plan_of(None) is None
-    assert plan_of(torch.ones(1, 1, 2, 2, dtype=torch.bool)) is None
-    assert plan_of(torch.ones(1, 2, dtype=torch.int64)) is None
+    assert content_of(None) is None
+    assert content_of(torch.ones(1, 1, 2, 2, dtype=torch.bool)) is None
+    assert content_of(torch.ones(1, 2, dtype=torch.int64)) is None

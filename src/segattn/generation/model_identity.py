@@ -94,7 +94,9 @@ def setting_of(model: Any) -> tuple[Any, ...]:
     device = model.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     state = vars(model).get("_segattn_state")
-    return (adapters_of(model), model.dtype, str(model.device), autocast, getattr(state, "opening_bias", None))
+    bias, layers = (None, None) if state is None else (state.opening_bias, state.recorded().layers)
+    bias = tuple(bias.flatten().tolist()) if isinstance(bias, Tensor) else bias
+    return (adapters_of(model), model.dtype, str(model.device), autocast, bias, layers)
 
 
 def adapters_of(model: Any) -> str:

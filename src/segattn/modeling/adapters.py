@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segattn.errors import SegmentError, UnsupportedModelError
+from segattn.modeling.layer_choice import chosen_layers, layer_count
 from segattn.modeling.segmentation_entry import CONFIG_KEY, SEGMENTATION_FILE, entry_of, read_segmentation
 
 if TYPE_CHECKING:
@@ -37,10 +38,17 @@ class Recorded:
     Attributes:
         found: whether it says anything; an adapter without an entry was tuned causally.
         segmenter: None where its segment ids were always given.
+        layers: those that follow segments; None for all.
     """
 
     found: bool
     segmenter: "Segmenter | None"
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As checkpoints record it."""
+        return entry_of(self.segmenter, self.layers)
 
 
 def active_adapters(model: Any) -> set[str]:
@@ -70,7 +78,7 @@ def agreed(records: dict[str, Recorded]) -> Recorded:
             )
     (first, record), *others = records.items()
     for name, other in others:
-        if entry_of(other.segmenter) != entry_of(record.segmenter):
+        if other.entry != record.entry:
             raise SegmentError(
                 f"the adapters {first!r} and {name!r} are both active and were saved with different segmentations; "
                 f"activate one of them (model.set_adapter), or {overrule}"
@@ -136,9 +144,9 @@ def _load_adapter(cls: type[Any]) -> Any:
         inner = _inner(self)
         state: SegmentState | None = vars(inner).get("_segattn_state")
         if state is not None and path is not None:
-            saved = None if entry is None else entry["segmenter"]
+            saved, layers = (None, None) if entry is None else (entry["segmenter"], entry["layers"])
             segmenter = None if saved is None else Segmenter.from_dict(saved)
-            state.adapters[name] = Recorded(entry is not None, segmenter)
+            state.adapters[name] = Recorded(entry is not None, segmenter, chosen_layers(layers, layer_count(inner)))
         return result
 
     return load_adapter
@@ -151,7 +159,7 @@ def write_segmentation(model: Any, path: str | os.PathLike[str]) -> None:
         folder = Path(path) if name == "default" else Path(path) / name  # as PEFT saves them
         if not (folder / "adapter_config.json").is_file() or not state.adapters.get(name, Recorded(True, None)).found:
             continue
-        entry = entry_of(state.recorded({name}))
+        entry = state.recorded({name}).entry
         target = folder / SEGMENTATION_FILE
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -172,8 +180,8 @@ def _merge_and_unload(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Merge as PEFT does; the model that comes back follows the segmentation of what was merged into it."""
     state: SegmentState = vars(_inner(self))["_segattn_state"]
     names = kwargs.get("adapter_names") or (args[2] if len(args) > 2 else None)
-    segmenter = state.recorded(set(names) if names else None)
+    record = state.recorded(set(names) if names else None)
     merged = self.base_model.merge_and_unload(*args, **kwargs)
-    state.segmenter = segmenter
-    setattr(merged.config, CONFIG_KEY, entry_of(segmenter))
+    state.segmenter, state.own_layers = record.segmenter, record.layers
+    setattr(merged.config, CONFIG_KEY, record.entry)
     return merged

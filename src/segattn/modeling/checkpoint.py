@@ -89,7 +89,7 @@ def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> tuple[Any, A
         )
     model, tokenizer = _load(path, hub, kwargs)
     segmenter = None if entry["segmenter"] is None else Segmenter.from_dict(entry["segmenter"], tokenizer=tokenizer)
-    return enable(model, segmenter), tokenizer
+    return enable(model, segmenter, layers=entry["layers"]), tokenizer
 
 
 def _load(path: str | os.PathLike[str], hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,12 +1,12 @@
 """Switch a loaded model to segment attention, in place and reversibly."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.families import (
@@ -21,6 +21,8 @@ from segattn.modeling.families import (
 )
 from segattn.modeling.hooks import BeginPass, EndPass, parameter_names
 from segattn.modeling.layer_attention import SLICED_IMPLEMENTATIONS
+from segattn.modeling.layer_choice import chosen_layers, layer_count
+from segattn.modeling.layer_masks import check_bias
 from segattn.modeling.segmentation_entry import CONFIG_KEY, entry_of
 from segattn.modeling.state import Backend, SegmentState
 from segattn.modeling.verdict import ProbeInput, Verdict, causal_output, judge, probe_input
@@ -40,6 +42,7 @@ def enable(
     *,
     allow_partial: bool = False,
     backend: Backend | None = None,
+    layers: "str | Iterable[int] | None" = None,
 ) -> Model:
     """Make a decoder follow segment ids, in place.
 
@@ -57,6 +60,8 @@ def enable(
         backend: how attention is computed under segments. "auto" (the default): slice by slice, without a mask, where
             the family allows it and it is expected to be faster; "dense": under a mask of n x n; "sliced": slice by
             slice wherever slices can express the mask (not with padding inside of a row, or when compiled).
+        layers: the decoder layers that follow segments, counted from 0, as numbers or "0-14"; the others run causally,
+            in training and at inference. None: all. The model is probed then.
 
     Returns:
         The same object.
@@ -64,7 +69,8 @@ def enable(
     Raises:
         UnsupportedModelError: a family, attention backend or PEFT method that cannot honour segments; where a layer
             does not follow them, the message names it. Also backend="sliced" for layers that cannot run slices.
-        SegmentError: `segmenter` is not a Segmenter; an unknown backend, or another one than the model is enabled with.
+        SegmentError: `segmenter` is not a Segmenter; an unknown backend, or another one than the model is enabled with;
+            the same of `layers`.
     """
     if backend is not None and backend not in get_args(Backend):
         raise SegmentError(f"backend is {backend!r}; expected one of {', '.join(get_args(Backend))}")
@@ -74,9 +80,16 @@ def enable(
             "segattn.Segmenter.from_tokenizer(tokenizer)"
         )
     inner = pretrained_model_of(model)
+    chosen = chosen_layers(layers, layer_count(inner)) if layers is not None else None
     state = _state_of(inner)
     if state is None:
-        state = _install_checked(model, inner, segmenter, allow_partial, backend or "auto")
+        wanted = _Installation(segmenter, backend or "auto", slices=False, layers=chosen)
+        state = _install_checked(model, inner, wanted, allow_partial)
+    elif layers is not None and chosen != state.own_layers:
+        raise SegmentError(
+            f"the model is enabled with segments in {_named(state.own_layers)}; call segattn.disable(model) before "
+            f"enabling it with segments in {_named(chosen)}"
+        )
     elif backend not in (None, state.backend):
         raise SegmentError(
             f"the model is enabled with backend={state.backend!r}; call segattn.disable(model) before enabling it with "
@@ -84,10 +97,14 @@ def enable(
         )
     elif segmenter is not None:
         state.segmenter = segmenter
-    setattr(inner.config, CONFIG_KEY, entry_of(state.own_segmenter))
+    setattr(inner.config, CONFIG_KEY, entry_of(state.own_segmenter, state.own_layers))
     if model is not inner and hasattr(model, "peft_config") and stock_class(type(model)) is type(model):
         model.__class__ = enabled_class(type(model), adapter=True)
     return model
+
+
+def _named(layers: tuple[int, ...] | None) -> str:
+    return "all layers" if layers is None else f"the layers {', '.join(map(str, layers))}"
 
 
 def disable(model: Model) -> Model:
@@ -129,22 +146,36 @@ def causal(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def set_opening(model: nn.Module, bias: float | None) -> None:
+def set_opening(model: nn.Module, bias: float | Tensor | None) -> None:
     """Weaken the keys ahead: add `bias` to the scores that segments allow and causal attention forbids.
 
     Training that opens segments gradually raises the bias from about -8 to 0. None gives the plain rule.
 
     Args:
         model: an enabled model.
-        bias: a number <= 0, or None.
+        bias: a number <= 0, numbers by layer (layers,) or by layer and query head (layers, heads), floating and
+            perhaps with gradients; or None. Numbers by layer need a class with slices (docs/families.md).
 
     Raises:
-        UnsupportedModelError: the model is not enabled.
-        SegmentError: `bias` is positive or not a number.
+        UnsupportedModelError: the model is not enabled, or its layers cannot be told apart.
+        SegmentError: `bias` is positive or not a number, or of another shape.
     """
-    if bias is not None and not bias <= 0:
-        raise SegmentError(f"the opening bias is {bias!r}; expected a number <= 0, or None for the plain rule")
-    _require_state(model).opening_bias = bias
+    state = _require_state(model)
+    if not check_bias(bias):
+        raise SegmentError(f"the opening bias is {bias!r}; expected numbers <= 0, or None for the plain rule")
+    if isinstance(bias, Tensor):
+        expected = (layer_count(pretrained_model_of(model)), state.heads)
+        if tuple(bias.shape) != expected[: bias.ndim]:
+            raise SegmentError(
+                f"the opening bias has shape {tuple(bias.shape)}; expected {expected[:1]}, a number per layer, or "
+                f"{expected}, a number per query head"
+            )
+        if not state.slices:
+            raise UnsupportedModelError(
+                f"{type(pretrained_model_of(model)).__name__} hands one mask to all of its layers, so they cannot open "
+                "one by one; use one number for all"
+            )
+    state.opening_bias = bias
 
 
 def _state_of(inner: Any) -> SegmentState | None:
@@ -176,23 +207,22 @@ def probe(model: nn.Module, length: int = 10) -> Verdict:
     if is_enabled(model):
         with causal(model):
             stock_output = causal_output(inner, given)
-        return judge(inner, stock_output, given)
+        return judge(inner, stock_output, given, _require_state(model).recorded().layers)
     return _probe_installed(model, inner, given, _Installation(None, "dense", slices=False))[1]
 
 
 @dataclass(frozen=True)
 class _Installation:
-    """How segments are installed: with which segmenter and backend, and whether layers run our attention function."""
+    """How segments are installed; `slices`: whether layers run our attention function; `layers`: None for all."""
 
     segmenter: "Segmenter | None"
     backend: Backend
     slices: bool
+    layers: tuple[int, ...] | None = None
 
 
-def _install_checked(
-    model: nn.Module, inner: Any, segmenter: "Segmenter | None", allow_partial: bool, backend: Backend
-) -> SegmentState:
-    """Install on a class that is verified or passes the probe.
+def _install_checked(model: nn.Module, inner: Any, wanted: _Installation, allow_partial: bool) -> SegmentState:
+    """Install on a class that is verified or passes the probe; whether it takes slices is found here.
 
     Raises:
         UnsupportedModelError: refused, or partial and not allowed to be; slices demanded and not to be had; a release
@@ -202,15 +232,25 @@ def _install_checked(
     name, implementation = type(inner).__name__, check_backend(inner)
     status, slices = known_status(inner, implementation), False
     stock = attends_as_published(implementation)  # who registers another attention function wants that one to run
-    if backend != "dense" and implementation in SLICED_IMPLEMENTATIONS and stock and not is_spread(inner):
+    by_layer, backend = wanted.layers is not None, wanted.backend
+    if implementation in SLICED_IMPLEMENTATIONS and stock and not is_spread(inner):
         slices = takes_slices(inner, implementation) if status else implementation == "sdpa"
-    wanted = _Installation(segmenter, backend, slices)
-    if status is not None:
+        if by_layer and not slices:
+            # Our attention function hands each layer its mask, and the stock one computes under it.
+            slices, wanted = True, replace(wanted, backend="dense")
+    if by_layer and not slices:
+        raise UnsupportedModelError(
+            f"{name} with attn_implementation={implementation!r} cannot run segments in some of its layers: they share "
+            "one mask there. Expected attn_implementation='sdpa' or 'eager', on one device; or leave `layers` out"
+        )
+    slices = slices and (by_layer or backend != "dense")
+    wanted = replace(wanted, slices=slices)
+    if status is not None and not by_layer:
         state, reason = _install(model, inner, wanted), "its recurrent layers run from left to right"
     else:
         given = probe_input(inner)
         state, verdict = _probe_installed(model, inner, given, wanted, keep=("exact", "partial"))
-        if verdict.status == "refused" and slices:
+        if verdict.status == "refused" and slices and not by_layer:
             wanted = replace(wanted, slices=False)
             state, verdict = _probe_installed(model, inner, given, wanted, keep=("exact", "partial"))
         status, reason = verdict.status, verdict.reason
@@ -245,10 +285,14 @@ def _probe_installed(
             f"({type(error).__name__}: {error})"
         ) from error
     # A short text would not show slices unless they are forced.
-    state = _install(model, inner, replace(wanted, backend="sliced" if wanted.slices else wanted.backend))
+    state = _install(
+        model,
+        inner,
+        replace(wanted, backend="sliced" if wanted.slices and wanted.backend != "dense" else wanted.backend),
+    )
     verdict = Verdict("refused", "the probe was interrupted", ())
     try:
-        verdict = judge(inner, stock_output, given)
+        verdict = judge(inner, stock_output, given, wanted.layers)
     finally:
         state.backend = wanted.backend
         if verdict.status not in keep:
@@ -257,7 +301,7 @@ def _probe_installed(
 
 
 def _install(model: nn.Module, inner: Any, wanted: _Installation) -> SegmentState:
-    state = SegmentState(inner, check_backend(inner), wanted.segmenter, wanted.backend, wanted.slices)
+    state = SegmentState(inner, check_backend(inner), wanted.segmenter, wanted.backend, wanted.slices, wanted.layers)
     backbone = backbone_of(inner)
     # Other models may share this config object: give this one its own before changing it.
     stock_configs = _replace_configs(model, inner, backbone, state)

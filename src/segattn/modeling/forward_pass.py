@@ -29,9 +29,10 @@ class ForwardPass:
         depth: of the owner: 0 for a whole model, more for what it calls.
         outer: the pass of another model that this one runs inside of.
         segment_ids: int64 (batch, past + new tokens), None where the causal mask is exact.
+        layers: those that follow segments; None for all.
         borders: bool (batch or 1, length), where packed documents begin; None where there can be none.
         mask_was_built: whether a mask, or slices in its place, was made from the segment ids.
-        slices_were_read: False once slices were made, True again when a layer has computed them.
+        token_was_read: False once slices, or masks by layer, were made; True again when a layer has read them.
         is_ahead: whether masks are asked for ahead of the forward, by generation with a static cache.
         wants_weights: whether the caller asked for attention weights, which slices do not have.
     """
@@ -42,9 +43,10 @@ class ForwardPass:
         self.depth = depth
         self.outer = outer
         self.segment_ids: Tensor | None = None
+        self.layers: tuple[int, ...] | None = None
         self.borders: Tensor | None = None
         self.mask_was_built = False
-        self.slices_were_read = True
+        self.token_was_read = True
         self.is_ahead = False
         self.wants_weights = False
 
@@ -123,7 +125,7 @@ def end(owner: object, *, succeeded: bool) -> None:
             "the model built no attention mask from the segment ids: it would have run causally. "
             "This model class or option cannot honour segments"
         )
-    if succeeded and not ending.slices_were_read:
+    if succeeded and not ending.token_was_read:
         raise UnsupportedModelError(
             "the model's layers did not compute the slices that stood for their mask: its attention does not come from "
             "the attention function in its config. Run it with a dense mask: segattn.disable(model), then "

@@ -11,7 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from segattn.attention.sliced import sliced_attention
 from segattn.attention.slices import SlicePlan
 from segattn.modeling.forward_pass import current
-from segattn.modeling.slice_masks import plan_of
+from segattn.modeling.layer_masks import LayerMasks
+from segattn.modeling.mask_tokens import content_of
 
 __all__ = ["SLICED_IMPLEMENTATIONS"]
 
@@ -25,30 +26,38 @@ def _sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> Attention:
     """In the place of transformers' SDPA: the same for any mask, and slices where the mask stands for them."""
-    plan = plan_of(attention_mask)
-    if plan is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    mask = _mask_of_layer(module, attention_mask)
+    if not isinstance(mask, SlicePlan):
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
     # What slices do not know (biases by position, paged caches, an error for soft-caps) the stock function does.
     if any(options.get(name) is not None for name in ("position_bias", "cache", "softcap")):
-        return sdpa_attention_forward(module, query, key, value, plan.to_mask(query.device), **options)
-    return _sliced(query, key, value, plan, options)
+        return sdpa_attention_forward(module, query, key, value, mask.to_mask(query.device), **options)
+    return _sliced(query, key, value, mask, options)
 
 
 def _eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> Attention:
     """In the place of a family's own eager attention; families whose sinks and soft-caps were compared get plans."""
-    plan = plan_of(attention_mask)
-    if plan is None:
+    mask = _mask_of_layer(module, attention_mask)
+    if not isinstance(mask, SlicePlan):
         stock: Callable[..., Attention] = sys.modules[type(module).__module__].eager_attention_forward
-        return stock(module, query, key, value, attention_mask, **options)
-    return _sliced(query, key, value, plan, options)
+        return stock(module, query, key, value, mask, **options)
+    return _sliced(query, key, value, mask, options)
+
+
+def _mask_of_layer(module: nn.Module, attention_mask: Any) -> Any:
+    """The mask, or the plan of slices, that a layer computes under."""
+    content = content_of(attention_mask)
+    if content is None:
+        return attention_mask
+    under_way = current()
+    if under_way is not None:  # none in the second forward of gradient checkpointing
+        under_way.token_was_read = True
+    return content.of_layer(module) if isinstance(content, LayerMasks) else content
 
 
 def _sliced(query: Tensor, key: Tensor, value: Tensor, plan: SlicePlan, options: dict[str, Any]) -> Attention:
-    under_way = current()
-    if under_way is not None:  # none in the second forward of gradient checkpointing
-        under_way.slices_were_read = True
     scaling = options.get("scaling")
     output = sliced_attention(
         query,

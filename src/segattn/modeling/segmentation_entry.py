@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,14 @@ SEGMENTATION_FILE = "segment_attention.json"
 """Beside an adapter, whose own config file carries no extra entries."""
 
 _FORMAT = 1
+_FORMAT_WITH_LAYERS = 2
 
 
-def entry_of(segmenter: "Segmenter | None") -> dict[str, Any]:
-    """Return the entry that records a segmenter, or that the ids were always given."""
-    return {"format": _FORMAT, "segmenter": None if segmenter is None else segmenter.to_dict()}
+def entry_of(segmenter: "Segmenter | None", layers: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return the entry that records a segmenter, or that the ids were always given, and the layers that follow it."""
+    entry = {"format": _FORMAT, "segmenter": None if segmenter is None else segmenter.to_dict()}
+    # A version that does not know `layers` must not read past it.
+    return entry if layers is None else {**entry, "format": _FORMAT_WITH_LAYERS, "layers": list(layers)}
 
 
 def read_segmentation(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any] | None:
@@ -53,12 +57,17 @@ def read_segmentation(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any
 
 
 def _checked_entry(entry: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(entry, dict) or entry.get("format") != _FORMAT or "segmenter" not in entry:
-        raise SegmentError(
-            f"{file} holds a segmentation that this version cannot read: {json.dumps(entry)[:200]}; expected "
-            f'{{"format": {_FORMAT}, "segmenter": ...}}. A newer segattn may have written it: upgrade'
-        )
-    return entry
+    readable = isinstance(entry, dict) and "segmenter" in entry
+    if readable and entry.get("format") == _FORMAT and "layers" not in entry:
+        return {**entry, "layers": None}
+    layers = entry.get("layers") if readable and entry.get("format") == _FORMAT_WITH_LAYERS else None
+    if isinstance(layers, list) and layers and all(type(layer) is int and layer >= 0 for layer in layers):
+        return dict(entry)
+    raise SegmentError(
+        f"{file} holds a segmentation that this version cannot read: {json.dumps(entry)[:200]}; expected "
+        f'{{"format": {_FORMAT}, "segmenter": ...}} or {{"format": {_FORMAT_WITH_LAYERS}, "segmenter": ..., "layers": '
+        "[0, ...]}. A newer segattn may have written it: upgrade"
+    )
 
 
 def checkpoint_file(path: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:

@@ -1,14 +1,5 @@
-"""Slices in the place of an attention mask, on their way through a model's layers.
+"""Slices in the place of an attention mask: which keys each query of a stock mask function sees, as runs."""
 
-A model builds its masks once and hands them down to every layer. Where the layers run our attention function, the mask
-function returns no mask but a token for a plan of slices: a tensor of the mask's shape with a single number in memory,
-which every layer passes on as it would a mask. The number names the plan, so the token survives detaching, slicing,
-copying and a second forward (gradient checkpointing). Stock attention cannot take it for a mask: torch's SDPA refuses
-integers.
-"""
-
-import itertools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,47 +9,10 @@ from transformers import masking_utils
 
 from segattn.attention.backends import slices_pay
 from segattn.attention.slices import SlicePlan, plan_slices
-from segattn.errors import UnsupportedModelError
 from segattn.masks import MaskFunction
 from segattn.ranges import VisibleRanges, bisected_ranges
 
-__all__ = ["mask_ranges", "plan_of", "sliced_mask"]
-
-_PLAN = "_segattn_plan"
-
-_serial = itertools.count(1)
-_plans: "weakref.WeakValueDictionary[int, SlicePlan]" = weakref.WeakValueDictionary()
-
-
-def _token(plan: SlicePlan) -> Tensor:
-    """Return the tensor that stands for a plan where a mask is expected: int64 (B, 1, Q, K), one number in memory."""
-    batch, queries, keys = plan.shape
-    number = next(_serial)
-    token = torch.tensor(number).expand(batch, 1, queries, keys)
-    _plans[number] = plan
-    setattr(token, _PLAN, plan)  # the plan lives as long as its token
-    return token
-
-
-def plan_of(attention_mask: Any) -> SlicePlan | None:
-    """Return the plan that a token stands for; None for a real mask, or none.
-
-    Raises:
-        UnsupportedModelError: the plan is gone, or the model has cut the mask to another shape.
-    """
-    if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.int64 or attention_mask.ndim != 4:
-        return None
-    plan: SlicePlan | None = getattr(attention_mask, _PLAN, None)
-    if plan is None:
-        plan = _plans.get(int(attention_mask[0, 0, 0, 0]))
-    batch, _, queries, keys = attention_mask.shape
-    if plan is None or plan.shape != (batch, queries, keys):
-        raise UnsupportedModelError(
-            f"an attention layer got a mask of shape {tuple(attention_mask.shape)} whose slices are "
-            f"{'gone' if plan is None else f'for {plan.shape}'}; run this model with a dense mask: "
-            "segattn.disable(model), then segattn.enable(model, segmenter, backend='dense')"
-        )
-    return plan
+__all__ = ["mask_plan", "mask_ranges"]
 
 
 def mask_ranges(arguments: dict[str, Any], rule: MaskFunction) -> VisibleRanges | None:
@@ -83,8 +37,8 @@ def mask_ranges(arguments: dict[str, Any], rule: MaskFunction) -> VisibleRanges 
     return bisected_ranges(rule, arguments["batch_size"], queries=queries, keys=keys, real_BK=real, device=device)
 
 
-def sliced_mask(arguments: dict[str, Any], rule: MaskFunction, *, heads: int, forced: bool) -> Tensor | None:
-    """Return a token for the slices of a mask that transformers asks for, None where a mask is needed or faster.
+def mask_plan(arguments: dict[str, Any], rule: MaskFunction, *, heads: int, forced: bool) -> SlicePlan | None:
+    """Return the slices of a mask that transformers asks for, None where a mask is needed or faster.
 
     Args:
         arguments: see `mask_ranges`.
@@ -96,7 +50,7 @@ def sliced_mask(arguments: dict[str, Any], rule: MaskFunction, *, heads: int, fo
     plan = None if ranges is None else plan_slices(ranges)
     if plan is None or not (forced or slices_pay(plan, heads, torch.device(arguments.get("device", "cpu")).type)):
         return None
-    return _token(plan)
+    return plan
 
 
 # Mask functions of transformers (masking_utils.py) that let a query see one run of keys that ends with itself.

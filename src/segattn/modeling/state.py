@@ -32,19 +32,27 @@ class SegmentState:
     Attributes:
         base_implementation: the attention implementation that the model was loaded with.
         backend: "auto", "dense" or "sliced", as `enable` was asked for.
-        slices: whether the layers run our attention function, which computes slices.
+        slices: whether the layers run our attention function, which computes slices and tells layers apart.
         heads: number of query heads.
+        own_layers: those that follow segments, where no adapter says otherwise; None for all.
         opening_bias: see `segattn.modeling.set_opening`.
     """
 
     def __init__(
-        self, model: Any, base_implementation: str, segmenter: "Segmenter | None", backend: Backend, slices: bool
+        self,
+        model: Any,
+        base_implementation: str,
+        segmenter: "Segmenter | None",
+        backend: Backend,
+        slices: bool,
+        layers: tuple[int, ...] | None = None,
     ) -> None:
         self.base_implementation = base_implementation
         self.backend = backend
         self.slices = slices
         self.heads = int(getattr(model.config.get_text_config(decoder=True), "num_attention_heads", 1) or 1)
-        self.opening_bias: float | None = None
+        self.own_layers = layers
+        self.opening_bias: float | Tensor | None = None
         self.adapters: dict[str, Recorded] = {}
         self._model = model
         self.segmenter = segmenter
@@ -56,7 +64,7 @@ class SegmentState:
         Raises:
             SegmentError: the active adapters were saved with different segmentations, or without one.
         """
-        return self.recorded()
+        return self.recorded().segmenter
 
     @segmenter.setter
     def segmenter(self, segmenter: "Segmenter | None") -> None:
@@ -65,15 +73,15 @@ class SegmentState:
         # The adapters that are there now follow the segmenter that is set now.
         self._governed = set(getattr(self._model, "peft_config", None) or ())
 
-    def recorded(self, names: "set[str] | None" = None) -> "Segmenter | None":
-        """Return the segmenter that adapters were saved with, those that are active by default.
+    def recorded(self, names: "set[str] | None" = None) -> Recorded:
+        """Return the segmentation that adapters were saved with, those that are active by default.
 
         Raises:
             SegmentError: they were saved with different segmentations, or one without.
         """
-        own, configs = Recorded(True, self.own_segmenter), getattr(self._model, "peft_config", None)
+        own, configs = Recorded(True, self.own_segmenter, self.own_layers), getattr(self._model, "peft_config", None)
         if not configs:
-            return self.own_segmenter
+            return own
         records = {}
         for name in sorted(active_adapters(self._model) if names is None else names):
             records[name] = self.adapters.get(name, own)
@@ -84,7 +92,7 @@ class SegmentState:
                     "segmentation; call segattn.enable(model, segmenter) on the wrapped model, or load it with "
                     "segattn.from_pretrained or model.load_adapter"
                 )
-        return agreed(records or {"": own}).segmenter
+        return agreed(records or {"": own})
 
     @property
     def implementation(self) -> str:
@@ -139,7 +147,9 @@ class SegmentState:
         use_cache = arguments.get("use_cache")
         use_cache = bool(getattr(config, "use_cache", False) if use_cache is None else use_cache)
         try:
-            ids = self._checked(segment_ids, tokens, arguments, use_cache)
+            record = self.recorded()  # also with ids given: adapters that do not agree, or were tuned causally
+            begun.layers = record.layers
+            ids = self._checked(record.segmenter, segment_ids, tokens, arguments, use_cache)
             # Without segments the stock path is exact; a compiled graph cannot look, and builds the mask.
             if compiling or bool((ids >= 0).any()):
                 begun.mask_was_built = _is_prepared(arguments.get("attention_mask"), ids)
@@ -151,9 +161,15 @@ class SegmentState:
             # Raised here, it would come out as an error of the compiler's.
             begun.segment_ids, begun.mask_was_built = refuse(tokens, str(error)), True
 
-    def _checked(self, segment_ids: Any, tokens: Tensor, arguments: dict[str, Any], use_cache: bool) -> Tensor:
+    def _checked(
+        self,
+        segmenter: "Segmenter | None",
+        segment_ids: Any,
+        tokens: Tensor,
+        arguments: dict[str, Any],
+        use_cache: bool,
+    ) -> Tensor:
         """The ids of a call, given or derived, checked, (batch, past + new)."""
-        segmenter = self.recorded()  # also with ids given: adapters that do not agree, or were tuned causally
         past = cached_length(arguments)
         if segment_ids is None:
             padding = padding_of(arguments.get("attention_mask"))

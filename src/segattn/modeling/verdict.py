@@ -1,6 +1,7 @@
 """Judge a model by what its layers were seen to do: exact, partial or refused, with the layer's name and the reason."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,27 +108,34 @@ def _output(model: Any, input_ids: Tensor, **inputs: Tensor) -> Tensor:
     return result.float()
 
 
-def judge(model: Any, stock_output: Tensor, given: ProbeInput) -> Verdict:
+def judge(
+    model: Any, stock_output: Tensor, given: ProbeInput, segment_layers: Collection[int] | None = None
+) -> Verdict:
     """Probe an enabled model.
 
     Args:
         model: enabled.
         stock_output: `causal_output` of the same model before it was enabled.
         given: the sequence.
+        segment_layers: the layers that are to follow segments, the others running causally; None for all.
     """
     layers: list[Layer] = []
     try:
         layers = decoder_layers(model)
         causal_ids = torch.full_like(given.segment_ids, -1)
+        ids_of_layers = [
+            given.segment_ids if segment_layers is None or number in segment_layers else causal_ids
+            for number in range(len(layers))
+        ]
         with_segments: Readings = {}
         without: Readings = {}
         for seed in range(_ATTEMPTS):
             # Segments first, then none: a mask that a model keeps from an earlier call shows either way.
-            for found, ids in ((with_segments, given.segment_ids), (without, causal_ids)):
-                _add(found, read_layers(model, layers, given.input_ids, given.columns, seed, segment_ids=ids))
+            for found, row in ((with_segments, given.segment_ids), (without, causal_ids)):
+                _add(found, read_layers(model, layers, given.input_ids, given.columns, seed, segment_ids=row))
             verdicts = tuple(
-                _judge_layer(layer, with_segments.get(layer.name, []), without.get(layer.name, []), given.segment_ids)
-                for layer in layers
+                _judge_layer(layer, with_segments.get(layer.name, []), without.get(layer.name, []), ids)
+                for layer, ids in zip(layers, ids_of_layers, strict=True)
             )
             verdict = _summed_up(verdicts)
             if verdict.status != "refused":
