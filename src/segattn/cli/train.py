@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import json
+import os
 import sys
 from typing import Annotated, Any
 
@@ -69,6 +70,8 @@ def command(
     # The trainer prints its log lines to stdout, which belongs to the result.
     with contextlib.redirect_stdout(sys.stderr):
         result = train(settings, sft, model)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process speaks for all
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     else:

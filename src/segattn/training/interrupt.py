@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,12 +12,16 @@ from transformers import TrainerCallback
 
 __all__ = ["GracefulStop"]
 
+_PASSED_ON = 2.0  # seconds
+
 
 class GracefulStop(TrainerCallback):
     """A callback and context manager: the first Ctrl-C (or SIGTERM) stops after the step, the second one at once.
 
     The step's checkpoint is written where any checkpoint is: after the step's logging and evaluation, so that going on
-    with it makes an unbroken run. With several processes a signal to any of them stops all, after the same step.
+    with it makes an unbroken run. With several processes a signal to any of them stops all, after the same step; their
+    launcher passes on a signal that they may have had from the terminal already, so what comes within two seconds is
+    not a second one.
 
     Attributes:
         requested: whether a stop was asked for.
@@ -25,6 +30,7 @@ class GracefulStop(TrainerCallback):
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, Any] = {}
+        self._first = 0.0
 
     def __enter__(self) -> "GracefulStop":
         # Signal handlers belong to the main thread; elsewhere Ctrl-C stays what it was.
@@ -37,8 +43,17 @@ class GracefulStop(TrainerCallback):
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.requested = True
-        self._restore()
+        now, launched = time.monotonic(), int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if self._first:  # handled once already, in a process that a launcher has started
+            if now - self._first > _PASSED_ON:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self.requested, self._first = True, now
+        if not launched:
+            self._restore()
+        elif os.environ.get("RANK") != "0":
+            return
         # Not print: the signal may have come in the midst of one.
         os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
 

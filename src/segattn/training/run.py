@@ -17,6 +17,7 @@ from segattn.training.collator import SegmentCollator
 from segattn.training.dataset import EncodedData, encode_dataset, held_out_samples
 from segattn.training.disk_space import told_if_full
 from segattn.training.flags import changed_flags
+from segattn.training.parallelism import check_parallelism
 from segattn.training.progress import shown_progress
 from segattn.training.result import CurvePoint, TrainResult, curve_of, speed_of, write_result
 from segattn.training.running import run_training
@@ -58,6 +59,7 @@ def train(
         CheckpointError, DiskFullError, NotFiniteError: see `segattn.training.resumable.ResumableTrainer`.
     """
     check_settings(settings, sft, model)
+    check_parallelism(sft)
     flags = changed_flags(settings, sft, model)  # before the run settles what was left open
     if isinstance(sft, SFTSettings):
         sft.note(asdict(settings))
@@ -96,7 +98,9 @@ def train(
         model=tuned,
         segmenter=segmenter,
     )
-    write_result(result, settings, sft, model, Path(sft.output_dir or "."), flags)
+    if trainer.is_world_process_zero():
+        write_result(result, settings, sft, model, Path(sft.output_dir or "."), flags)
+    trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when one has ended badly
     return result
 
 
@@ -245,6 +249,8 @@ def _finish(trainer: SegmentSFTTrainer, sft: SFTSettings) -> Any:
     tuned.eval()
     with told_if_full(Path(sft.output_dir or "."), "the tuned model"):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            if trainer.is_fsdp_enabled:  # in the form in which checkpoints may be kept, nothing could be loaded
+                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             trainer.save_model(sft.output_dir)  # gathers the shards of all processes
         elif trainer.is_world_process_zero():
             save_pretrained(tuned, sft.output_dir or ".")

@@ -18,6 +18,7 @@ from segattn.training.answer_head import score_answers_only
 from segattn.training.collator import SegmentCollator
 from segattn.training.opening import opening_bias
 from segattn.training.packing import LENGTHS, check_documents_apart, pack
+from segattn.training.parallelism import check_parallelism
 from segattn.training.resumable import ResumableTrainer
 from segattn.training.sampling import Filled, LengthGroups, fill, same_everywhere
 from segattn.training.throughput import Throughput
@@ -43,7 +44,7 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
     Raises:
         DataError: rows that are longer than max_length, with packing.
         UnsupportedModelError: the model is not enabled, or does not keep packed documents apart; a packing strategy
-            that splits documents; context or sequence parallelism, which would drop the mask.
+            that splits documents; context, sequence or tensor parallelism.
     """
 
     def __init__(self, *, opening_steps: int = 0, **options: Any) -> None:
@@ -56,6 +57,7 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         if isinstance(options.get("eval_dataset"), dict):
             raise UnsupportedModelError("eval_dataset is a dict; expected one data set, held-out tasks joined")
         args = options["args"]
+        check_parallelism(args, model)
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._held_out_sum: Tensor | None = None
         self.opening_steps = opening_steps
@@ -74,11 +76,6 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
             self.data_collator = replace(self.data_collator, padding_free=True)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
         enable(self.model)
-        parallel = self.accelerator.parallelism_config
-        if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
-            raise UnsupportedModelError(
-                "context and sequence parallelism replace the attention mask by a causal one; use data parallelism"
-            )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if joined and not sharded:
             check_documents_apart(self.model)
