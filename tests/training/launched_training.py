@@ -1,0 +1,69 @@
+"""Training runs for a launcher to start: `launched_training.py FOLDER`, the same in one process or several.
+
+FOLDER/runs.json is a list of runs, each with `settings`, `sft` and `model` (fields of TrainSettings, SFTSettings and
+ModelSettings), `samples` and `held_out` (how many of training.conftest's), and `interrupt`: (rank, step) that gets
+Ctrl-C. What process N saw of each is written to FOLDER/rank-N.json.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from segattn.errors import SegmentAttentionError
+from segattn.modeling import is_enabled
+from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
+from segattn.training.trainer import SegmentSFTTrainer
+from training.conftest import make_samples
+
+
+def run(told):
+    """Train as a run's description says; return what this process saw of it."""
+    rank = int(os.environ.get("RANK", "0"))
+    samples = make_samples(told["samples"] + told["held_out"], learn="all")
+    batches, undo = watch(rank, told.get("interrupt"))
+    try:
+        result = train(
+            TrainSettings(**told["settings"]),
+            SFTSettings(**told["sft"]),
+            ModelSettings(**told["model"]),
+            samples=samples[: told["samples"]],
+            held_out=samples[told["samples"] :],
+        )
+    except (SegmentAttentionError, ValueError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        undo()
+    return {**result.to_dict(), "enabled": is_enabled(result.model), "batches": batches}
+
+
+def watch(rank, interrupt):
+    """Note the token ids of every batch, and press Ctrl-C where a run asks for it; return the notes and an undo."""
+    batches, training_step = [], SegmentSFTTrainer.training_step
+
+    def watched(self, model, inputs, *args, **kwargs):
+        batches.append((self.state.global_step, inputs["input_ids"].tolist()))
+        if interrupt == [rank, self.state.global_step]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return training_step(self, model, inputs, *args, **kwargs)
+
+    SegmentSFTTrainer.training_step = watched
+    return batches, lambda: setattr(SegmentSFTTrainer, "training_step", training_step)
+
+
+def main():
+    """Do the runs of a folder one after another."""
+    folder = Path(sys.argv[1])
+    seen = [run(told) for told in json.loads((folder / "runs.json").read_text())]
+    (folder / f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Two processes on gloo train as one does: the same losses at every step, the same weights, files written once."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import segattn
+from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
+from segattn.training.parallelism import check_parallelism
+from training.conftest import make_samples
+
+SCRIPT = Path(__file__).with_name("launched_training.py")
+EXAMPLES = Path(__file__).parents[2] / "examples" / "distributed"
+TOLERANCE = 5e-6  # of losses near 6 and weights near 0.1; measured: 1.4e-6
+
+# accelerate's names for what its launcher is told (`accelerate launch --use_fsdp --fsdp_version 2 ...`).
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
+
+
+def described(base, folder, per_device, *, lora=True, settings=None, interrupt=None, **sft):
+    """A run of 14 samples and 5 held-out ones: no multiple of 4, so that the last batches have to be filled up."""
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "per_device_train_batch_size": per_device,
+        "learning_rate": 1e-2 if lora else 1e-3,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 11,
+        **sft,
+    }
+    model = {"model_name_or_path": base, "lora_r": 4, "use_peft": lora, "dtype": "float32"}
+    counts = {"samples": 14, "held_out": 5}
+    return {"settings": settings or {}, "sft": arguments, "model": model, "interrupt": interrupt, **counts}
+
+
+def in_one_process(told):
+    samples = make_samples(told["samples"] + told["held_out"], learn="all")
+    return train(
+        TrainSettings(**told["settings"]),
+        SFTSettings(**told["sft"]),
+        ModelSettings(**told["model"]),
+        samples=samples[: told["samples"]],
+        held_out=samples[told["samples"] :],
+    )
+
+
+def environment(**more):
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
+    return {**own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **more}
+
+
+def in_two_processes(folder, runs, **more):
+    """Do the runs in two processes, as torchrun would start them; return what each of them saw of each run."""
+    folder.mkdir(exist_ok=True)
+    (folder / "runs.json").write_text(json.dumps(runs))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in "01":
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with (folder / f"log-{rank}").open("w") as log:
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment(**place, **where, **more)}
+            started.append(subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], **options))
+    try:
+        codes = [process.wait(timeout=540) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0, 0], (folder / "log-0").read_text()[-3000:] + (folder / "log-1").read_text()[-3000:]
+    return list(zip(*(json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"), strict=True))
+
+
+def expect_equal(seen, result, folder, tolerance=TOLERANCE):
+    """What two processes saw of a run is what one process saw, and the folders hold the same weights."""
+    for process in seen:
+        assert process.get("error") is None
+        assert process["enabled"]
+        assert [loss for _, loss in process["train_losses"]] == pytest.approx(
+            [loss for _, loss in result.train_losses], abs=tolerance
+        )
+        assert [(point["step"], point["opening_loss"] is None) for point in process["curve"]] == [
+            (point.step, point.opening_loss is None) for point in result.curve
+        ]
+        for name in ("loss", "opening_loss"):
+            got = [point[name] for point in process["curve"] if point[name] is not None]
+            want = [getattr(point, name) for point in result.curve if getattr(point, name) is not None]
+            assert got == pytest.approx(want, abs=tolerance)
+    expect_weights(folder, Path(result.output_dir), tolerance)
+    assert json.loads((folder / "training_result.json").read_text())["result"]["steps"] == len(result.train_losses)
+    assert not [file for file in folder.rglob("*") if "partial" in file.name]
+
+
+def expect_weights(folder, other, tolerance=TOLERANCE):
+    [file] = folder.glob("*.safetensors")
+    got, want = load_file(file), load_file(other / file.name)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, atol=tolerance, rtol=0)
+
+
+def rows_of(processes):
+    """The rows that the processes were given, without padding."""
+    padding = 257
+    rows = [row for process in processes for _, batch in process["batches"] for row in batch]
+    return [tuple(row[: len(row) - next(n for n, token in enumerate(row[::-1]) if token != padding)]) for row in rows]
+
+
+def test_two_processes_train_as_one_and_stop_together(tiny, tmp_path):
+    opening = {"opening_steps": 3}
+    two = tmp_path / "two"
+    runs = [
+        described(tiny, two / "whole", 2, settings=opening),
+        # Only the second process gets Ctrl-C, in its second step.
+        described(tiny, two / "cut", 2, settings=opening, interrupt=[1, 1]),
+        described(tiny, two / "cut", 2, settings=opening, resume_from_checkpoint="last"),
+    ]
+    whole, cut, resumed = in_two_processes(two, runs)
+    result = in_one_process(described(tiny, tmp_path / "one", 4, settings=opening))
+    expect_equal(whole, result, two / "whole")
+    assert [(process["interrupted"], process["steps"]) for process in cut] == [(True, 2)] * 2
+    assert [(process["interrupted"], process["steps"]) for process in resumed] == [(False, 4)] * 2
+    expect_weights(two / "cut", tmp_path / "one")
+    # An epoch of 14 rows, each in one of the processes; the last step is filled up with two copies of the shortest.
+    rows = rows_of(whole)
+    assert (len(rows), len(set(rows))) == (16, 14)
+    assert rows.count(min(rows, key=len)) == 3
+    loaded, _ = segattn.from_pretrained(two / "whole")
+    assert segattn.is_enabled(loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2-sharded"])
+def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
+    two = tmp_path / "two"
+    environment = {
+        "ddp": {},
+        "fsdp2": {**FSDP2, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
+        "fsdp2-sharded": {
+            **FSDP2,
+            "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+            "FSDP_ACTIVATION_CHECKPOINTING": "true",
+        },
+    }[kind]
+    packed = {"packing": True, "max_length": 96}
+    ways = {
+        "full": {"lora": False},
+        "packed": {**packed, "settings": {"opening_steps": 3}},
+        "free": {"padding_free": True, "train_sampling_strategy": "random"},
+    }
+    runs = [
+        # Two processes, two batches before each step, of one row: four rows a step as in one process.
+        described(tiny, two / name, 1, gradient_accumulation_steps=2, **way)
+        for name, way in ways.items()
+    ]
+    runs += [
+        described(tiny, two / "cut", 2, interrupt=[1, 1], lora=False),
+        described(tiny, two / "cut", 2, resume_from_checkpoint="last", lora=False),
+    ]
+    *seen, cut, resumed = in_two_processes(two, runs, **environment)
+    for (name, way), run in zip(ways.items(), seen, strict=True):
+        size = {"per_device": 1, "gradient_accumulation_steps": 4} if name == "packed" else {"per_device": 4}
+        result = in_one_process(described(tiny, tmp_path / name, **size, **way))
+        expect_equal(run, result, two / name)
+    assert [(process["interrupted"], process["steps"]) for process in cut] == [(True, 2)] * 2
+    assert [(process["interrupted"], process["steps"]) for process in resumed] == [(False, 4)] * 2
+    expect_weights(two / "cut", tmp_path / "full")
+    # What is saved loads by itself, under segments, as a model of the stock class.
+    loaded, _ = segattn.from_pretrained(two / "full")
+    assert segattn.is_enabled(loaded)
+    assert type(AutoModelForCausalLM.from_pretrained(two / "full")).__name__ == "LlamaForCausalLM"
+    assert json.loads((two / "packed" / "segment_attention.json").read_text())["segmenter"]["policy"] == "turns"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_deepspeed_trains_as_one_process(tiny, tmp_path, stage):
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed (pip install deepspeed)")
+    told = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage,
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
+        # DeepSpeed runs on GPUs only, unless it is told otherwise.
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "DS_ACCELERATOR": "cpu",
+    }
+    two, cpu = tmp_path / "two", {"use_cpu": False, "ddp_backend": "gloo"}
+    ways = {"lora": {}, "full": {"lora": False}}
+    seen = in_two_processes(two, [described(tiny, two / name, 2, **cpu, **way) for name, way in ways.items()], **told)
+    for (name, way), run in zip(ways.items(), seen, strict=True):
+        result = in_one_process(described(tiny, tmp_path / name, 4, **way))
+        expect_equal(run, result, two / name)
+        loaded, _ = segattn.from_pretrained(two / name)
+        assert segattn.is_enabled(loaded)
+
+
+@pytest.mark.parametrize("kind", ["cp", "sp", "tp"])
+def test_what_is_not_data_parallelism_is_refused_by_name(tiny, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "2")
+    with pytest.raises(segattn.UnsupportedModelError, match=f"{kind}_size is 2"):
+        in_one_process(described(tiny, tmp_path, 1))
+
+
+def test_parallelism_in_the_training_arguments_is_refused(tmp_path):
+    from accelerate.parallelism_config import ParallelismConfig
+
+    for kind in ("cp", "sp", "tp"):
+        arguments = SFTSettings(str(tmp_path), use_cpu=True, bf16=False)
+        arguments.parallelism_config = ParallelismConfig(**{f"{kind}_size": 2})
+        with pytest.raises(segattn.UnsupportedModelError, match=f"{kind}_size is 2"):
+            check_parallelism(arguments)
+    check_parallelism(SFTSettings(str(tmp_path), use_cpu=True, bf16=False))
+
+
+def test_a_model_that_is_split_by_tensors_is_not_trained(tmp_path):
+    class Split:
+        tp_size = 2
+
+    with pytest.raises(segattn.UnsupportedModelError, match="tp_size is 2"):
+        check_parallelism(SFTSettings(str(tmp_path), use_cpu=True, bf16=False), Split())
+
+
+def test_several_gpus_in_one_process_are_told_of_and_not_used(tmp_path, caplog):
+    arguments = SFTSettings(str(tmp_path), use_cpu=True, bf16=False)
+    assert arguments.n_gpu <= 1
+    arguments._n_gpu = 4
+    check_parallelism(arguments)
+    assert arguments.n_gpu == 1
+    assert "4 GPUs are there and one is used" in caplog.text
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
+def test_accelerate_knows_every_key_of_the_examples(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(file))  # raises at an unknown key
+    flags = {action.dest for action in launch_command_parser()._actions}
+    nested = {**config.fsdp_config, **config.deepspeed_config}
+    assert nested.keys() - flags == set()
+    assert config.num_processes == int(file.name.partition("-")[0])
+    assert config.num_processes % config.num_machines == 0
