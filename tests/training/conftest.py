@@ -11,6 +11,14 @@ def tiny(tmp_path_factory):
     return str(save_checkpoint(tmp_path_factory.mktemp("tiny") / "base"))
 
 
+@pytest.fixture(autouse=True)
+def no_pages(request, monkeypatch):
+    """Runs write no page, which takes half a second each, but where the page is what is tested."""
+    if not request.module.__name__.endswith("test_train_report"):
+        monkeypatch.setattr("segattn.training.run.report_run", lambda file: None)
+        monkeypatch.setattr("segattn.training.report.report_run", lambda file: None)
+
+
 def make_samples(count, learn="last"):
     """Prompts of different length; every third has two answers."""
     samples = []

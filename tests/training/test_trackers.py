@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 
@@ -102,14 +103,14 @@ def read_history(file):
     """The rows that were logged, from wandb's own binary file."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    rows = []
-    for data in read_records(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in items})
-    return rows
+    deadline = time.monotonic() + 60
+    while True:  # another process writes the file, and the record of the exit last
+        records = [Record.FromString(data) for data in read_records(file.read_bytes())]
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    histories = [record.history.item for record in records if record.HasField("history")]
+    return [{one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in row} for row in histories]
 
 
 def test_what_was_noted_for_trackers_is_not_mixed_with_the_arguments(tiny, tmp_path):

@@ -6,6 +6,7 @@ Each function returns a matplotlib Figure; `save` writes it to a file, `svg` giv
 import functools
 import html
 import io
+import math
 import os
 import re
 import zlib
@@ -17,12 +18,21 @@ import torch
 
 from segattn.errors import SegmentError
 from segattn.masks import segment_mask
+from segattn.reports.smoothing import Smoothed
 from segattn.segments import as_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_learning_curves", "draw_mask", "draw_mismatch_matrix", "save", "svg"]
+__all__ = [
+    "draw_learning_curves",
+    "draw_mask",
+    "draw_mismatch_matrix",
+    "draw_token_rates",
+    "draw_training",
+    "save",
+    "svg",
+]
 
 CAUSAL_COLOR, AHEAD_COLOR, BLOCKED_COLOR = "#3b7dd8", "#e8912d", "#8885"
 ARM_COLORS = {"causal": CAUSAL_COLOR, "segments": AHEAD_COLOR}
@@ -134,6 +144,60 @@ def draw_learning_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], chan
     axes.set_ylabel("held-out answer loss (nats per token)", color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure
+
+
+def draw_training(
+    losses: Sequence[tuple[int, float]],
+    held_out: Mapping[str, Sequence[tuple[int, float]]],
+    measure: str = "loss (nats per answer token)",
+) -> "Figure":
+    """Draw the curves of one run: its training loss, raw and smoothed, and the losses on held-out data.
+
+    Args:
+        losses: (step, training loss).
+        held_out: name -> (step, loss); the first one is the main one, the others are dotted.
+        measure: the label of the axis, which is logarithmic where all values are positive. Values that are not finite
+            leave a gap.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    steps = [step for step, _ in losses]
+    values = [loss for _, loss in losses]
+    smoothed = Smoothed()
+    axes.plot(steps, _finite(values), color=CAUSAL_COLOR, lw=1, alpha=0.35, label="training")
+    axes.plot(steps, _finite([smoothed.add(value) for value in values]), color=CAUSAL_COLOR, label="training, smoothed")
+    for number, (name, points) in enumerate(held_out.items()):
+        marks: dict[str, Any] = {"marker": "o", "ms": 4} if number == 0 else {"marker": ".", "ls": ":"}
+        color = AHEAD_COLOR if number < len(held_out) - 1 or number == 0 else INK
+        axes.plot([p[0] for p in points], _finite([p[1] for p in points]), color=color, label=name, **marks)
+    every = [*values, *(loss for points in held_out.values() for _, loss in points)]
+    if all(value > 0 for value in every if math.isfinite(value)):
+        axes.set_yscale("log")
+    axes.set_xlabel("optimizer steps", color=INK)
+    axes.set_ylabel(measure, color=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def draw_token_rates(rates: Sequence[tuple[int, float, float]]) -> "Figure":
+    """Draw tokens per second against steps.
+
+    Args:
+        rates: (step, tokens without padding a second, tokens with a label a second).
+    """
+    figure, axes = _figure(6.4, 2.2)
+    steps = [rate[0] for rate in rates]
+    axes.plot(steps, _finite([rate[1] for rate in rates]), color=CAUSAL_COLOR, label="without padding")
+    axes.plot(steps, _finite([rate[2] for rate in rates]), color=AHEAD_COLOR, label="of answers")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("optimizer steps", color=INK)
+    axes.set_ylabel("tokens per second", color=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    """The values, with a gap for what is not finite."""
+    return [value if math.isfinite(value) else math.nan for value in values]
 
 
 def draw_mismatch_matrix(matrix: Mapping[str, Mapping[str, float]]) -> "Figure":

@@ -82,11 +82,14 @@ def take_folder(folder: Path, settings: AdaptSettings, resume: bool) -> None:
 
 
 def write_result(result: AdaptResult, settings: AdaptSettings, **more: Any) -> None:
-    """Write adapt_result.json beside the adapter: the result, the settings, the machine, and what else is given."""
+    """Write adapt_result.json and its page beside the adapter: result, settings, machine, and what else is given."""
     from segattn.pretrained.environment import environment
+    from segattn.training.report import report_run
 
     content = {**more, "result": result.to_dict(), "settings": settings.to_dict(), "environment": environment()}
-    _write(Path(result.output_dir) / RESULT_FILE, content)
+    file = Path(result.output_dir) / RESULT_FILE
+    _write(file, content)
+    report_run(file)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def write_result(
     model: ModelSettings,
     folder: Path,
     flags: dict[str, Any],
-) -> None:
+) -> Path:
     """Write training_result.json, with the settings of the run, the command for it and the machine, all or nothing."""
     from segattn.pretrained.environment import environment
 
@@ -109,4 +109,4 @@ def write_result(
     }
     partial = folder / f".{RESULT_FILE}.partial"
     partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT_FILE)
+    return partial.replace(folder / RESULT_FILE)

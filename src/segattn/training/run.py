@@ -19,6 +19,7 @@ from segattn.training.disk_space import told_if_full
 from segattn.training.flags import changed_flags
 from segattn.training.parallelism import check_parallelism
 from segattn.training.progress import shown_progress
+from segattn.training.report import report_run
 from segattn.training.result import CurvePoint, TrainResult, curve_of, speed_of, write_result
 from segattn.training.running import run_training
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
@@ -99,7 +100,8 @@ def train(
         segmenter=segmenter,
     )
     if trainer.is_world_process_zero():
-        write_result(result, settings, sft, model, Path(sft.output_dir or "."), flags)
+        if trainer.is_world_process_zero():
+        report_run(write_result(result, settings, sft, model, Path(sft.output_dir or "."), flags))
     trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when one has ended badly
     return result
 
