@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling import enable, segmenter_of
+from segattn.modeling import enable
 from segattn.modeling.state import Backend
 from segattn.segments import check_labels
 from segattn.templates import Segmenter
@@ -29,7 +29,8 @@ class SegmentAttentionCallback(TrainerCallback):
     Raises:
         SegmentError: the trainer was made without a tokenizer, or see `check_rows`.
         TemplateError: the tokenizer's chat template cannot be read.
-        UnsupportedModelError: the model cannot follow segments, or its attention implementation would drop them.
+        UnsupportedModelError: the model cannot follow segments, or its attention implementation would drop them; data
+            that streams.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SegmentAttentionCallback(TrainerCallback):
         self.segmenter = segmenter
         self.policy = policy
         self.backend = backend
+        self._held_out: Any = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:  # noqa: ARG002
         """Enable the model, before anything has wrapped it."""
@@ -52,13 +54,24 @@ class SegmentAttentionCallback(TrainerCallback):
         enable(objects["model"], self.segmenter, backend=self.backend)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:  # noqa: ARG002
-        """Check the rows of the training data and of the held-out data, if they are there."""
-        segmenter = segmenter_of(objects["model"])
-        assert segmenter is not None
-        for name in ("train_dataloader", "eval_dataloader"):
-            rows = getattr(objects.get(name), "dataset", None)
-            if rows is not None:
-                check_rows(rows, segmenter)
+        """Check the rows of the training data."""
+        self._check(objects["train_dataloader"].dataset)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **objects: Any) -> None:  # noqa: ARG002
+        """Check the rows of held-out data, the first time they are scored."""
+        rows = objects["eval_dataloader"].dataset
+        if rows is not self._held_out:
+            self._check(rows)
+            self._held_out = rows
+
+    def _check(self, rows: Any) -> None:
+        if not hasattr(rows, "__len__"):
+            raise UnsupportedModelError(
+                f"the data set is a {type(rows).__name__}, whose rows cannot be read ahead to see whether they show "
+                "segments; expected one with a length (LLaMA-Factory, Axolotl: streaming: false)"
+            )
+        assert self.segmenter is not None
+        check_rows(rows, self.segmenter)
 
 
 def check_rows(rows: Iterable[Any], segmenter: Segmenter) -> None:
