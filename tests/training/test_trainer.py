@@ -27,7 +27,7 @@ def dataset(policy="turns"):
     return segmenter, encode_dataset(SAMPLES, segmenter, max_length=None, too_long="error")[0]
 
 
-def make_trainer(tmp_path, policy="turns", opening_steps=0, model=None, eval_dataset=None, **options):
+def make_trainer(tmp_path, policy="turns", model=None, eval_dataset=None, ours=None, **options):
     segmenter, rows = dataset(policy)
     arguments = {
         "max_steps": 1,
@@ -45,7 +45,7 @@ def make_trainer(tmp_path, policy="turns", opening_steps=0, model=None, eval_dat
         **options,
     }
     return SegmentSFTTrainer(
-        opening_steps=opening_steps,
+        **(ours or {}),
         model=model or segattn.enable(make_model(), segmenter),
         args=SFTSettings(str(tmp_path), **arguments),
         data_collator=SegmentCollator(TOKENIZER.pad_token_id),
@@ -107,7 +107,7 @@ def test_a_prefix_policy_joins_system_and_user():
 
 def test_the_opening_bias_rises_linearly_and_then_is_gone(tmp_path):
     """Step by step: the loss equals one under an additive mask, with the weights of that step."""
-    trainer = make_trainer(tmp_path, opening_steps=4, max_steps=6)
+    trainer = make_trainer(tmp_path, ours={"opening_steps": 4}, max_steps=6)
     seen, stock = [], make_model()
     compute_loss = trainer.compute_loss
 
@@ -172,7 +172,7 @@ def test_held_out_loss_is_the_mean_over_tokens(tmp_path):
 
 def test_held_out_data_is_scored_under_the_plain_rule_and_the_bias(tmp_path):
     _, rows = dataset()
-    trainer = make_trainer(tmp_path, opening_steps=4, max_steps=4, eval_dataset=rows, eval_strategy="steps")
+    trainer = make_trainer(tmp_path, ours={"opening_steps": 4}, max_steps=4, eval_dataset=rows, eval_strategy="steps")
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] == pytest.approx(by_hand(SAMPLES, "segments"), abs=1e-4)
     assert metrics["eval_opening_loss"] == pytest.approx(by_hand(SAMPLES, "segments", -8.0), abs=1e-4)
@@ -199,7 +199,7 @@ def test_a_model_that_is_not_enabled_is_refused(tmp_path):
 
 def test_an_opening_longer_than_the_training_is_refused(tmp_path):
     with pytest.raises(segattn.UnsupportedModelError, match="opening_steps is 3, but training ends after 2"):
-        make_trainer(tmp_path, opening_steps=3, max_steps=2).train()
+        make_trainer(tmp_path, ours={"opening_steps": 3}, max_steps=2).train()
 
 
 def test_several_held_out_sets_are_refused(tmp_path):

@@ -47,7 +47,9 @@ def train_adapter(
 
     arguments = _arguments(settings, folder, held_out=bool(lessons.held_out))
     arguments.note(settings.to_dict())
-    extra = {"temperature": settings.temperature} if issubclass(trainer_class, DistillationTrainer) else {}
+    extra: dict[str, Any] = (
+        {"temperature": settings.temperature} if issubclass(trainer_class, DistillationTrainer) else {}
+    )
     set_seed(settings.seed)  # the adapter's first weights, whatever was drawn before
     trainer = trainer_class(
         opening_steps=settings.opening_steps,

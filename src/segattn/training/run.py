@@ -100,7 +100,6 @@ def train(
         segmenter=segmenter,
     )
     if trainer.is_world_process_zero():
-        if trainer.is_world_process_zero():
         report_run(write_result(result, settings, sft, model, Path(sft.output_dir or "."), flags))
     trainer.accelerator.wait_for_everyone()  # a launcher ends all processes when one has ended badly
     return result
@@ -198,7 +197,7 @@ def _load_model(
         **{name: value for name, value in options.items() if value is not None},
         **(sft.model_init_kwargs or {}),
     )
-    return enable(network, segmenter), tokenizer, segmenter
+    return enable(network, segmenter, layers=settings.layers), tokenizer, segmenter
 
 
 def _segmenter(tokenizer: Any, policy: str, *, chats: bool) -> Any:
@@ -231,6 +230,8 @@ def _trainer(
     sft.model_init_kwargs = None  # the model is loaded
     trainer = SegmentSFTTrainer(
         opening_steps=settings.opening_steps,
+        opening_schedule=settings.opening_schedule,
+        causal_share=settings.causal_share,
         model=network,
         args=sft,
         data_collator=SegmentCollator(tokenizer.pad_token_id or 0, sft.pad_to_multiple_of),

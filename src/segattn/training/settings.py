@@ -16,6 +16,8 @@ from segattn.errors import UnsupportedModelError
 from segattn.modeling.masking import ATTENTION_IMPLEMENTATIONS
 from segattn.pretrained.environment import cpu_computes_bfloat16
 from segattn.training.cutting import TooLong
+from segattn.training.mixing import check_share
+from segattn.training.opening import SCHEDULES, OpeningSchedule
 
 __all__ = ["ModelSettings", "SFTSettings", "TrainSettings", "check_settings"]
 
@@ -48,7 +50,28 @@ class TrainSettings:
         default=0,
         metadata={
             "help": "Open the segments gradually: the keys ahead start with a bias of -8 on their scores, which rises "
-            "linearly to 0 over this many steps."
+            "to 0 over this many steps."
+        },
+    )
+    opening_schedule: OpeningSchedule = field(
+        default="linear",
+        metadata={
+            "help": "How the bias rises: linear; probability (its exponential rises linearly); bottom_up or top_down "
+            "(layer by layer, from the first or the last one); learned (a factor for each head, in one process)."
+        },
+    )
+    layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Segments in these layers only, counted from 0, e.g. 0-14 or 0-3,8; the others run causally, also "
+            "at inference: the checkpoint records it. Default: all."
+        },
+    )
+    causal_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Mixed training: the probability with which a sample is read causally in a step, so that one "
+            "checkpoint serves both masks, e.g. 0.5. Held-out data is then scored under both."
         },
     )
     too_long: TooLong = field(
@@ -147,5 +170,12 @@ def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) 
         )
     if settings.opening_steps < 0:
         raise UnsupportedModelError(f"opening_steps is {settings.opening_steps}; expected 0 (plain rule) or more")
-    if settings.opening_steps and settings.attention == "causal":
-        raise UnsupportedModelError("opening_steps opens segments, but attention is causal; leave one of them out")
+    if settings.attention == "causal":
+        for name in ("opening_steps", "layers", "causal_share"):
+            if getattr(settings, name):
+                raise UnsupportedModelError(f"{name} is about segments, but attention is causal; leave one of them out")
+    check_share(settings.causal_share)
+    if settings.opening_schedule not in SCHEDULES:
+        raise UnsupportedModelError(
+            f"opening_schedule is {settings.opening_schedule!r}; expected one of {', '.join(SCHEDULES)}"
+        )

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with the segment mask: nothing may drop the segment ids between the data and the attention."""
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from segattn.errors import SegmentError, UnsupportedModelError
-from segattn.modeling import enable, is_enabled, set_opening
+from segattn.modeling import causal, enable, is_enabled, set_opening
+from segattn.modeling.families import pretrained_model_of
+from segattn.modeling.layer_choice import layer_count
 from segattn.segments import IGNORED_LABEL
 from segattn.training.answer_head import score_answers_only
 from segattn.training.collator import SegmentCollator
-from segattn.training.opening import opening_bias
+from segattn.training.mixing import check_share, mix
+from segattn.training.opening import Opening, OpeningSchedule
 from segattn.training.packing import LENGTHS, check_documents_apart, pack
 from segattn.training.parallelism import check_parallelism
 from segattn.training.resumable import ResumableTrainer
@@ -39,6 +42,9 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
 
     Args:
         opening_steps: raise the bias on the keys ahead from -8 to 0 over this many steps; 0 for the plain rule.
+        opening_schedule: how it rises, see `segattn.training.opening.OpeningSchedule`.
+        causal_share: the probability with which a sample is read causally in a step (mixed training). Held-out data is
+            then scored under both masks (`eval_loss`, `eval_causal_loss`).
         options: SFTTrainer's own; `model` must be enabled, `data_collator` is a `SegmentCollator` by default.
 
     Raises:
@@ -47,7 +53,15 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
             that splits documents; context, sequence or tensor parallelism.
     """
 
-    def __init__(self, *, opening_steps: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        opening_steps: int = 0,
+        opening_schedule: OpeningSchedule = "linear",
+        causal_share: float = 0.0,
+        **options: Any,
+    ) -> None:
+        check_share(causal_share)
         model = options["model"]
         if isinstance(model, str) or not is_enabled(model):
             raise UnsupportedModelError(
@@ -60,7 +74,8 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         check_parallelism(args, model)
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._held_out_sum: Tensor | None = None
-        self.opening_steps = opening_steps
+        self.causal_share = causal_share
+        self._batches_of_step = (-1, 0)
         self.throughput = Throughput()
         self._join_rows(options)
         # TRL takes no collator for joined rows, and wants no max_length for rows that it does not pack itself.
@@ -81,8 +96,21 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
             check_documents_apart(self.model)
         if self.accelerator.device.type == "cpu" and not sharded:
             score_answers_only(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
-        self.add_callback(_Opening(self))
-        self.run_settings["opening_steps"] = opening_steps
+        self.opening = self._opening(opening_steps, opening_schedule)
+        self.add_callback(self.opening)
+        self.run_settings.update(
+            opening_steps=opening_steps, opening_schedule=opening_schedule, causal_share=causal_share
+        )
+
+    def _opening(self, steps: int, schedule: OpeningSchedule) -> Opening:
+        if schedule == "learned" and self.args.world_size > 1:
+            raise UnsupportedModelError(
+                "opening_schedule 'learned' runs in one process: what it learns lies outside of the model, and would "
+                "not be shared between processes. Use another schedule"
+            )
+        inner = pretrained_model_of(self.model)
+        heads = int(getattr(inner.config.get_text_config(decoder=True), "num_attention_heads", 1) or 1)
+        return Opening(self.model, steps, schedule, layer_count(inner), heads)
 
     @staticmethod
     def _join_rows(options: dict[str, Any]) -> None:
@@ -140,9 +168,20 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Learn a batch, and count its tokens."""
+        """Learn a batch, some of its samples causally where training is mixed, and count its tokens."""
         self.throughput.add(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)
+        return super().training_step(model, self._mixed(inputs), *args, **kwargs)
+
+    def _mixed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if not self.causal_share or inputs.get("segment_ids") is None:
+            return inputs
+        step = self.state.global_step
+        self._batches_of_step = (step, self._batches_of_step[1] + 1 if self._batches_of_step[0] == step else 0)
+        # Of the batch's place in the run alone: a run that goes on draws what an unbroken one does.
+        place = f"{self.args.seed} {self._batches_of_step} {self.args.process_index}"
+        generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
+        mixed = mix(inputs["segment_ids"], inputs.get("position_ids"), self.causal_share, generator)
+        return {**inputs, "segment_ids": mixed}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute TRL's loss on a batch that must hold segment ids."""
@@ -163,7 +202,7 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Score held-out data under the plain rule and, while segments open, under the bias of the moment."""
-        bias = opening_bias(self.state.global_step, self.opening_steps)
+        bias = self.opening.bias(self.state.global_step)
         set_opening(self.model, None)
         try:
             with self.throughput.paused():
@@ -172,6 +211,10 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
                     set_opening(self.model, bias)
                     prefix = f"{metric_key_prefix}_opening"
                     metrics.update(self._exact_evaluate(*args, metric_key_prefix=prefix, **kwargs))
+                if self.causal_share:
+                    with causal(self.model):
+                        prefix = f"{metric_key_prefix}_causal"
+                        metrics.update(self._exact_evaluate(*args, metric_key_prefix=prefix, **kwargs))
         finally:
             set_opening(self.model, bias)
         return metrics
@@ -185,6 +228,22 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         finally:
             self._held_out_sum = None
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make transformers' optimizer, which also learns how segments open where that is learned."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        for group in self.opening.parameters():
+            optimizer.add_param_group(group)
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.opening.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.opening.load(Path(checkpoint))
+
     def _held_out_mean(self) -> float:
         total, count = self.accelerator.reduce(self._held_out_sum, reduction="sum").tolist()
         return float(total / max(count, 1))
@@ -196,30 +255,10 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
             logs.update({name: exact for name in logs if name.endswith("_loss")})
         if "loss" in logs:
             logs.update(self.throughput.take(lambda counts: self.accelerator.reduce(counts, reduction="sum")))
-            if self.opening_steps:
-                logs["opening_bias"] = opening_bias(self.state.global_step, self.opening_steps) or 0.0
+            if self.opening.steps:
+                logs["opening_bias"] = self.opening.mean_bias(self.state.global_step)
         super().log(logs, start_time)
 
     def _write_checkpoint(self, *args: Any, **kwargs: Any) -> Path:
         with self.throughput.paused():
             return super()._write_checkpoint(*args, **kwargs)
-
-
-class _Opening(TrainerCallback):
-    """Sets the opening bias of each step; without opening steps, the plain rule."""
-
-    def __init__(self, trainer: SegmentSFTTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.trainer.opening_steps > state.max_steps:
-            raise UnsupportedModelError(
-                f"opening_steps is {self.trainer.opening_steps}, but training ends after {state.max_steps} steps, "
-                "before the segments are open; expected at most as many"
-            )
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        set_opening(self.trainer.model, opening_bias(state.global_step, self.trainer.opening_steps))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        set_opening(self.trainer.model, None)
