@@ -10,7 +10,7 @@ import torch
 from studies.opening.ahead import ahead_mass
 from studies.opening.arms import ARMS, Task
 
-from segattn import causal, from_pretrained
+from segattn import Segmenter, causal, enable, from_pretrained
 from segattn.data import Encoder, Sample
 from segattn.evaluation.likelihood import score_answers
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
@@ -31,7 +31,9 @@ def run_cell(arm: str, task: Task, seed: int, model: str, train_samples: list[Sa
         result = _tuned(arm, task, seed, model, folder, train_samples, items)
         trained = time.perf_counter()
         tuned, tokenizer = result.model, result.segmenter.tokenizer
-        measured = {mask: _measured(tuned, tokenizer, result.segmenter, items, mask, task) for mask in MASKS}
+        segmenter = Segmenter.from_tokenizer(tokenizer)  # also for the arm that was tuned causally
+        enable(tuned, segmenter)
+        measured = {mask: _measured(tuned, tokenizer, segmenter, items, mask, task) for mask in MASKS}
         ahead = None
         if ARMS[arm].get("attention") != "causal":
             ahead = ahead_mass(*from_pretrained(folder, attn_implementation="eager"), items[:AHEAD_ITEMS])
