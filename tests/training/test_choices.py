@@ -132,6 +132,7 @@ def test_causal_training_refuses_what_is_about_segments(tiny, tmp_path, settings
     [
         ({"layers": "7"}, "some of the model's 2 layers"),
         ({"causal_share": 1.0}, "causal_share is 1.0"),
+        ({"policy": "documents"}, "for texts with spans"),
         ({"opening_schedule": "sudden"}, "expected one of linear"),
     ],
 )

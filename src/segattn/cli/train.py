@@ -27,8 +27,11 @@ Data and mask:
   recognised by their fields. All answers of a chat train in one pass.
 - `--held_out`  held-out data for the answer loss; default: the dev split of `--data`. `--held_out_samples` 200
 - `--attention`  segments (default) or causal; recorded in the checkpoint
-- `--policy`  turns (default) or prefix
-- `--opening_steps`  open the segments gradually over this many steps
+- `--policy`  turns (default), prefix, or documents (texts with spans)
+- `--opening_steps`  open the segments gradually over this many steps; `--opening_schedule` says how: linear (default),
+  probability, bottom_up, top_down or learned
+- `--layers`  segments in these layers only, e.g. 0-14; the checkpoint records it
+- `--causal_share`  mixed training: this share of the samples is read causally, so that one checkpoint serves both masks
 - `--too_long`  for samples over `--max_length`: error (default), drop, cut_left (the oldest messages, then the
   beginning of the prompt) or cut_longest_segment (the middle of the longest message). Answers are never cut.
 - `--packing`  several conversations in a row of `--max_length` tokens, each for itself; `--padding_free` joins the

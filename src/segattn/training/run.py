@@ -69,6 +69,11 @@ def train(
     chats = any(isinstance(sample, Sample) for sample in train_samples)
     if chats and settings.attention == "segments":
         _tell_mixture(train_samples)
+    if chats and settings.policy == "documents":
+        raise DataError(
+            "--policy documents is for texts with spans (fields text, spans), but there are chats in the data, whose "
+            "segments are their messages; use --policy turns or prefix"
+        )
     network, tokenizer, segmenter = _load_model(settings, sft, model, chats=chats)
     clock.lap("load")
     data = _encode(train_samples, "training", settings, sft, segmenter, tokenizer)
@@ -187,7 +192,7 @@ def _load_model(
         tokenizer.pad_token = tokenizer.eos_token
     policy = "causal" if settings.attention == "causal" else settings.policy
     segmenter = _segmenter(tokenizer, policy, chats=chats)
-    _tell_recorded_segmentation(path, policy)
+    _tell_recorded_segmentation(path, policy, settings.layers)
     set_seed(sft.seed)
     options = {"quantization_config": get_quantization_config(model), "attn_implementation": model.attn_implementation}
     network = AutoModelForCausalLM.from_pretrained(
@@ -210,10 +215,15 @@ def _segmenter(tokenizer: Any, policy: str, *, chats: bool) -> Any:
     return Segmenter(MarkerTable(()), "causal", tokenizer=tokenizer) if policy == "causal" else None
 
 
-def _tell_recorded_segmentation(path: str, policy: str) -> None:
-    recorded = (read_segmentation(path) or {}).get("segmenter")
+def _tell_recorded_segmentation(path: str, policy: str, layers: str | None) -> None:
+    entry = read_segmentation(path) or {}
+    recorded = entry.get("segmenter")
     if recorded is not None and recorded.get("policy") != policy:
         logger.warning("%s was tuned with the policy %r and is now tuned with %r", path, recorded["policy"], policy)
+    if entry.get("layers") and layers is None:
+        logger.warning(
+            "%s was tuned with segments in some layers and is now tuned with them in all; pass --layers", path
+        )
 
 
 def _trainer(

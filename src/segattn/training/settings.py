@@ -43,8 +43,12 @@ class TrainSettings:
     attention: Literal["segments", "causal"] = field(
         default="segments", metadata={"help": "The mask to train under; it is recorded in the checkpoint."}
     )
-    policy: Literal["turns", "prefix"] = field(
-        default="turns", metadata={"help": "What is one segment: each message, or all between two answers."}
+    policy: Literal["turns", "prefix", "documents"] = field(
+        default="turns",
+        metadata={
+            "help": "What is one segment: each message (turns), all messages between two answers (prefix), or the "
+            "spans that texts name (documents; texts with spans are read so whatever the policy)."
+        },
     )
     opening_steps: int = field(
         default=0,
