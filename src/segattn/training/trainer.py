@@ -92,6 +92,9 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
         enable(self.model)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
+            # Sharded checkpoints of adapters are written and not read again: a run would go on with fresh adapters.
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         if joined and not sharded:
             check_documents_apart(self.model)
         if self.accelerator.device.type == "cpu" and not sharded:
