@@ -109,8 +109,8 @@ def _train(model: Any, data: Data, cell: Cell, effort: Effort) -> list[dict[str,
 
 
 def _rate(step: int, steps: int) -> float:
-    """The share of the learning rate at a step: a short rise, then a line down to 0."""
-    return min(1.0, (step + 1) / 50) * (1 - step / steps)
+    """The share of the learning rate at a step: a short rise, then all of it, then a line to 0 over the last third."""
+    return min(1.0, (step + 1) / 50, 3 * (1 - step / steps))
 
 
 def _batches(count: int, effort: Effort, seed: int) -> Any:

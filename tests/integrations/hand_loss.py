@@ -1,8 +1,12 @@
-"""The loss of a batch of ChatML tokens, computed on a stock model under a mask from a double loop."""
+"""Training steps as they happen, and their losses computed on a stock model under a mask from a double loop."""
 
 import itertools
+from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
+import transformers
 
 from chatml import START
 from cli.tiny_chat import make_model, make_tokenizer
@@ -12,26 +16,60 @@ _TOKENIZER = make_tokenizer()
 _NEW_LINE = _TOKENIZER("\n").input_ids[0]
 
 
-def hand_losses(batch, weights):
-    """Mean loss over the labels of a batch, (under segments, causal), of the tiny model with these weights."""
-    ids, positions = batch["input_ids"], batch.get("position_ids")
+@dataclass
+class Step:
+    batch: dict[str, Any]
+    weights: dict[str, Any]
+    loss: float
+
+
+def record_steps(monkeypatch):
+    """The list of steps of every transformers trainer that trains from here on."""
+    steps, stock = [], transformers.Trainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        batch = {name: value.clone() for name, value in inputs.items() if torch.is_tensor(value)}
+        loss = stock(self, model, inputs, *args, **kwargs)
+        steps.append(Step(batch, weights, float(loss)))
+        return loss
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
+    return steps
+
+
+def assert_under_segments(step, adapter=None):
+    under_segments, causal = hand_losses(step, adapter)
+    assert step.loss == pytest.approx(under_segments, rel=1e-4)
+    assert abs(step.loss - causal) > 1e-3
+
+
+def hand_losses(step, adapter=None):
+    """Mean loss over the labels of a step's batch, (under segments, causal), with the tiny model of `cli.tiny_chat`.
+
+    `adapter` is the PEFT config of the adapter that the model is wrapped in.
+    """
+    ids, positions = step.batch["input_ids"], step.batch.get("position_ids")
     rows, length = ids.shape
-    reals = batch.get("attention_mask", torch.ones_like(ids)).bool().tolist()
+    reals = step.batch.get("attention_mask", torch.ones_like(ids)).bool().tolist()
     segments = [_segments(row, real) for row, real in zip(ids.tolist(), reals, strict=True)]
-    causal = [[-1] * length for _ in range(rows)]
     documents = None if positions is None else [_documents(row) for row in positions.tolist()]
     if positions is None:
         positions = torch.arange(length).expand(rows, length)
     model = make_model()
-    model.load_state_dict(weights)
-    model.set_attn_implementation("eager")
+    if adapter is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter)
+    model.load_state_dict(step.weights)
+    model.eval().set_attn_implementation("eager")
+    labels = step.batch["labels"][:, 1:].reshape(-1)
     losses = []
-    for ids_of_segments in (segments, causal):
+    for ids_of_segments in (segments, [[-1] * length] * rows):
         mask = loop_mask(ids_of_segments, reals=reals, documents=documents) | torch.eye(length, dtype=torch.bool)
         bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=bias, position_ids=positions, use_cache=False).logits
-        labels = batch["labels"][:, 1:].reshape(-1)
         losses.append(float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels)))
     return losses
 

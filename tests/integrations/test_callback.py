@@ -7,7 +7,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 import segattn
 from chatml import conversation
 from cli.tiny_chat import make_model, make_tokenizer
-from integrations.hand_loss import hand_losses
+from integrations.hand_loss import assert_under_segments, hand_losses, record_steps
 from segattn.integrations.callback import SegmentAttentionCallback, check_rows
 
 TOKENIZER = make_tokenizer()
@@ -27,16 +27,12 @@ def make_rows(count=4):
     return rows
 
 
-class RecordingTrainer(Trainer):
-    def training_step(self, model, inputs, *args, **kwargs):
-        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        kept = {name: tensor.clone() for name, tensor in inputs.items()}
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        self.steps = [*getattr(self, "steps", []), (kept, weights, float(loss))]
-        return loss
+@pytest.fixture
+def steps(monkeypatch):
+    return record_steps(monkeypatch)
 
 
-def make_trainer(folder, callback=None, rows=None, cls=RecordingTrainer, tokenizer=TOKENIZER, **options):
+def make_trainer(folder, callback=None, rows=None, cls=Trainer, tokenizer=TOKENIZER, **options):
     options = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, **options}
     arguments = TrainingArguments(str(folder), report_to="none", use_cpu=True, disable_tqdm=True, **options)
     return cls(
@@ -60,14 +56,12 @@ def make_trainer(folder, callback=None, rows=None, cls=RecordingTrainer, tokeniz
     ],
 )
 @pytest.mark.parametrize("backend", ["dense", "sliced"])
-def test_every_step_trains_under_segments(tmp_path, options, backend):
+def test_every_step_trains_under_segments(tmp_path, steps, options, backend):
     trainer = make_trainer(tmp_path, SegmentAttentionCallback(backend=backend), **options)
     trainer.train()
-    assert len(trainer.steps) == 3
-    for batch, weights, loss in trainer.steps:
-        under_segments, causal = hand_losses(batch, weights)
-        assert loss == pytest.approx(under_segments, rel=1e-4)
-        assert abs(loss - causal) > 1e-3
+    assert len(steps) == 3
+    for step in steps:
+        assert_under_segments(step)
 
 
 def test_what_is_saved_says_how_it_must_be_run(tmp_path):
@@ -83,12 +77,12 @@ def test_what_is_saved_says_how_it_must_be_run(tmp_path):
     torch.testing.assert_close(loaded, given)
 
 
-def test_rows_of_another_template_stop_before_the_first_step(tmp_path):
+def test_rows_of_another_template_stop_before_the_first_step(tmp_path, steps):
     ids = TOKENIZER("### Instruction: say so\n### Response: so").input_ids
     trainer = make_trainer(tmp_path, rows=[*make_rows(3), {"input_ids": ids, "labels": ids}])
     with pytest.raises(segattn.SegmentAttentionError, match=r"row 3 .*no segment.*### Instruction"):
         trainer.train()
-    assert not hasattr(trainer, "steps")
+    assert steps == []
 
 
 def test_held_out_rows_are_checked_too(tmp_path):
@@ -98,11 +92,10 @@ def test_held_out_rows_are_checked_too(tmp_path):
         trainer.train()
 
 
-def test_causal_on_purpose(tmp_path):
+def test_causal_on_purpose(tmp_path, steps):
     trainer = make_trainer(tmp_path, SegmentAttentionCallback(policy="causal"), max_steps=1)
     trainer.train()
-    batch, weights, loss = trainer.steps[0]
-    assert loss == pytest.approx(hand_losses(batch, weights)[1], rel=1e-4)
+    assert steps[0].loss == pytest.approx(hand_losses(steps[0])[1], rel=1e-4)
 
 
 def test_a_loss_on_prompts_is_refused(tmp_path):
@@ -128,7 +121,7 @@ def test_packed_rows_with_a_mask_are_refused(mask):
     check_rows([first, row], segmenter)
 
 
-def test_packed_rows_without_a_mask_are_separate_conversations(tmp_path):
+def test_packed_rows_without_a_mask_are_separate_conversations(tmp_path, steps):
     first, second = make_rows(2)
     row = {
         "input_ids": first["input_ids"] + second["input_ids"],
@@ -138,8 +131,7 @@ def test_packed_rows_without_a_mask_are_separate_conversations(tmp_path):
     trainer = make_trainer(tmp_path, rows=[row], max_steps=1, per_device_train_batch_size=1)
     trainer.data_collator = lambda rows: {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
     trainer.train()
-    batch, weights, loss = trainer.steps[0]
-    assert loss == pytest.approx(hand_losses(batch, weights)[0], rel=1e-4)
+    assert_under_segments(steps[0])
 
 
 def test_a_trainer_without_tokenizer_is_told_what_to_pass(tmp_path):
@@ -148,7 +140,7 @@ def test_a_trainer_without_tokenizer_is_told_what_to_pass(tmp_path):
 
 
 def test_flash_attention_is_refused_when_the_trainer_is_made(tmp_path):
-    class Flash(RecordingTrainer):
+    class Flash(Trainer):
         def __init__(self, model, **options):
             model.config._attn_implementation_internal = "flash_attention_2"
             super().__init__(model=model, **options)

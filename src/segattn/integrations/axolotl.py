@@ -33,12 +33,17 @@ class SegmentAttentionPlugin(BasePlugin):
         """Return the name of the config's additions."""
         return f"{__name__}.{SegmentAttentionArgs.__name__}"
 
+    def register(self, cfg: Any) -> None:
+        """Keep Axolotl from replacing the attention function when it packs: the replacement follows no segments."""
+        if cfg.get("sdpa_varlen") is None:
+            cfg["sdpa_varlen"] = False
+
     def pre_model_load(self, cfg: Any) -> None:
         """Refuse options before anything large is loaded."""
-        for option, (refused, instead) in _REFUSED.items():
+        for option, (why, accepted) in _ACCEPTED.items():
             given = cfg.get(option)
-            if refused(given):
-                raise UnsupportedModelError(f"{option}: {given} does not go with segment attention; {instead}")
+            if given and given not in accepted:
+                raise UnsupportedModelError(f"{option}: {given} does not go with segment attention, {why}")
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
         """Let packed rows come without attention mask: transformers then tells documents by their positions."""
@@ -49,11 +54,33 @@ class SegmentAttentionPlugin(BasePlugin):
         return [SegmentAttentionCallback(policy=cfg.get("segment_attention_policy") or "turns")]
 
 
-_REFUSED: dict[str, tuple[Any, str]] = {
-    "context_parallel_size": (lambda size: (size or 1) > 1, "its ring attention takes no mask; use data parallelism"),
-    "rl": (bool, "its trainers are not verified; train with supervised answers"),
-    "reward_model": (bool, "it has no answers; train with supervised answers"),
-    "process_reward_model": (bool, "it has no answers; train with supervised answers"),
-    "train_on_inputs": (bool, "labels inside of a segment are known to the tokens before them; set it to false"),
-    "batch_flattening": (bool, "it is not verified; use sample_packing: true"),
+_REPLACES = "it replaces what computes attention; leave it out"
+_NOT_VERIFIED = "it is not verified with it; leave it out"
+
+# Option -> why it is refused, and the values besides false and none that are not.
+_ACCEPTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "attn_implementation": ("it would drop the mask; use sdpa or eager", ("sdpa", "eager", "flex_attention")),
+    "context_parallel_size": ("its ring attention takes no mask; use data parallelism", (1,)),
+    "sdpa_varlen": (_REPLACES, ()),
+    "train_on_inputs": ("labels inside of a segment are known to the tokens before them; set it to false", ()),
+    "rl": ("its trainers are not verified; train on answers", ()),
+    "reward_model": ("its trainer is not verified; train on answers", ()),
+    "process_reward_model": ("its trainer is not verified; train on answers", ()),
+    "streaming": ("its rows cannot be checked before training; set it to false", ()),
+    "pretraining_dataset": ("it holds no answers; use datasets", ()),
+    "batch_flattening": (f"{_NOT_VERIFIED}, and use sample_packing", ()),
+    "cut_cross_entropy": (_NOT_VERIFIED, ()),
+    "tiled_mlp": (_NOT_VERIFIED, ()),
+    **{
+        f"liger_{kernel}": (_NOT_VERIFIED, ())
+        for kernel in (
+            "rope",
+            "rms_norm",
+            "layer_norm",
+            "swiglu",
+            "glu_activation",
+            "cross_entropy",
+            "fused_linear_cross_entropy",
+        )
+    },
 }

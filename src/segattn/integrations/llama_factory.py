@@ -44,8 +44,8 @@ _OTHER_ENGINE = "it trains in another engine"
 # Option -> its accepted values, and why no other is.
 _ACCEPTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "stage": (("sft",), "the other stages are not verified"),
-    "packing": ((False,), "packed rows come with an attention mask under which documents see each other"),
     "neat_packing": ((False,), "its prepared masks would replace the segment mask"),
+    "packing": ((False,), "packed rows come with an attention mask under which documents see each other"),
     "train_on_prompt": ((False,), "labels inside of a segment are known to the tokens before them"),
     "streaming": ((False,), "the rows cannot be checked before training"),
     "use_unsloth": ((False,), "Unsloth replaces the attention of the model"),
