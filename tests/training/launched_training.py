@@ -14,6 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from accelerate import DistributedType, PartialState
+from torch.distributed.tensor import DTensor
 
 from segattn.errors import SegmentAttentionError
 from segattn.modeling import is_enabled
@@ -39,7 +41,15 @@ def run(told):
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
         undo()
-    return {**result.to_dict(), "enabled": is_enabled(result.model), "batches": batches}
+    sharded = any(isinstance(weight, DTensor) for weight in result.model.parameters())
+    return {**result.to_dict(), "enabled": is_enabled(result.model), "sharded": sharded, "batches": batches}
+
+
+def pretend_that_cpus_are_gpus():
+    """On CPUs accelerate takes no notice of FSDP; torch itself shards there as anywhere."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 
 
 def watch(rank, interrupt):
@@ -59,6 +69,8 @@ def watch(rank, interrupt):
 def main():
     """Do the runs of a folder one after another."""
     folder = Path(sys.argv[1])
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        pretend_that_cpus_are_gpus()
     seen = [run(told) for told in json.loads((folder / "runs.json").read_text())]
     (folder / f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
     if torch.distributed.is_initialized():

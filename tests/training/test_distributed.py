@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,14 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trl import TrlParser
 
 import segattn
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
 from segattn.training.parallelism import check_parallelism
 from training.conftest import make_samples
 
-SCRIPT = Path(__file__).with_name("launched_training.py")
-EXAMPLES = Path(__file__).parents[2] / "examples" / "distributed"
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples" / "distributed"
 TOLERANCE = 5e-6  # of losses near 6 and weights near 0.1; measured: 1.4e-6
 
 # accelerate's names for what its launcher is told (`accelerate launch --use_fsdp --fsdp_version 2 ...`).
@@ -50,7 +53,7 @@ def described(base, folder, per_device, *, lora=True, settings=None, interrupt=N
         "seed": 11,
         **sft,
     }
-    model = {"model_name_or_path": base, "lora_r": 4, "use_peft": lora, "dtype": "float32"}
+    model = {"model_name_or_path": base, "lora_r": 4, "lora_dropout": 0.0, "use_peft": lora, "dtype": "float32"}
     counts = {"samples": 14, "held_out": 5}
     return {"settings": settings or {}, "sft": arguments, "model": model, "interrupt": interrupt, **counts}
 
@@ -72,9 +75,15 @@ def environment(**more):
 
 
 def in_two_processes(folder, runs, **more):
-    """Do the runs in two processes, as torchrun would start them; return what each of them saw of each run."""
+    """Do the runs in two processes; return what each of them saw of each run."""
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps(runs))
+    start_two(folder, "launched_training.py", folder, **more)
+    return list(zip(*(json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"), strict=True))
+
+
+def start_two(folder, script, *arguments, **more):
+    """Run a script in two processes, as torchrun would start them, to their end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,21 +93,21 @@ def in_two_processes(folder, runs, **more):
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         with (folder / f"log-{rank}").open("w") as log:
             options = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment(**place, **where, **more)}
-            started.append(subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], **options))
+            command = [sys.executable, str(HERE / script), *map(str, arguments)]
+            started.append(subprocess.Popen(command, **options))
     try:
         codes = [process.wait(timeout=540) for process in started]
     finally:
         for process in started:
             process.kill()
     assert codes == [0, 0], (folder / "log-0").read_text()[-3000:] + (folder / "log-1").read_text()[-3000:]
-    return list(zip(*(json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"), strict=True))
 
 
-def expect_equal(seen, result, folder, tolerance=TOLERANCE):
+def expect_equal(seen, result, folder, tolerance=TOLERANCE, *, sharded=False):
     """What two processes saw of a run is what one process saw, and the folders hold the same weights."""
     for process in seen:
         assert process.get("error") is None
-        assert process["enabled"]
+        assert (process["enabled"], process["sharded"]) == (True, sharded)
         assert [loss for _, loss in process["train_losses"]] == pytest.approx(
             [loss for _, loss in result.train_losses], abs=tolerance
         )
@@ -156,7 +165,7 @@ def test_two_processes_train_as_one_and_stop_together(tiny, tmp_path):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2-sharded"])
 def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
     two = tmp_path / "two"
-    environment = {
+    told = {
         "ddp": {},
         "fsdp2": {**FSDP2, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
         "fsdp2-sharded": {
@@ -167,6 +176,7 @@ def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
     }[kind]
     packed = {"packing": True, "max_length": 96}
     ways = {
+        "lora": {},
         "full": {"lora": False},
         "packed": {**packed, "settings": {"opening_steps": 3}},
         "free": {"padding_free": True, "train_sampling_strategy": "random"},
@@ -176,18 +186,19 @@ def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
         described(tiny, two / name, 1, gradient_accumulation_steps=2, **way)
         for name, way in ways.items()
     ]
-    runs += [
-        described(tiny, two / "cut", 2, interrupt=[1, 1], lora=False),
-        described(tiny, two / "cut", 2, resume_from_checkpoint="last", lora=False),
-    ]
-    *seen, cut, resumed = in_two_processes(two, runs, **environment)
-    for (name, way), run in zip(ways.items(), seen, strict=True):
+    for name in ("cut-lora", "cut-full"):
+        lora = name == "cut-lora"
+        runs.append(described(tiny, two / name, 2, interrupt=[1, 1], lora=lora))
+        runs.append(described(tiny, two / name, 2, resume_from_checkpoint="last", lora=lora))
+    seen = in_two_processes(two, runs, **told)
+    results = {}
+    for (name, way), run in zip(ways.items(), seen, strict=False):
         size = {"per_device": 1, "gradient_accumulation_steps": 4} if name == "packed" else {"per_device": 4}
-        result = in_one_process(described(tiny, tmp_path / name, **size, **way))
-        expect_equal(run, result, two / name)
-    assert [(process["interrupted"], process["steps"]) for process in cut] == [(True, 2)] * 2
-    assert [(process["interrupted"], process["steps"]) for process in resumed] == [(False, 4)] * 2
-    expect_weights(two / "cut", tmp_path / "full")
+        results[name] = in_one_process(described(tiny, tmp_path / name, **size, **way))
+        expect_equal(run, results[name], two / name, sharded=kind != "ddp")
+    for name, cut, resumed in zip(("lora", "full"), seen[-4::2], seen[-3::2], strict=True):
+        assert [(process["interrupted"], process["steps"]) for process in cut] == [(True, 2)] * 2
+        expect_equal(resumed, results[name], two / f"cut-{name}", sharded=kind != "ddp")
     # What is saved loads by itself, under segments, as a model of the stock class.
     loaded, _ = segattn.from_pretrained(two / "full")
     assert segattn.is_enabled(loaded)
@@ -218,6 +229,16 @@ def test_deepspeed_trains_as_one_process(tiny, tmp_path, stage):
         expect_equal(run, result, two / name)
         loaded, _ = segattn.from_pretrained(two / name)
         assert segattn.is_enabled(loaded)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_split_by_tensors_follows_segments(tiny, tmp_path):
+    start_two(tmp_path, "split_forward.py", tiny, tmp_path)
+    for rank in "01":
+        seen = json.loads((tmp_path / f"split-{rank}.json").read_text())
+        assert (seen["tp_size"], seen["heads_here"]) == (2, 16)  # of 32 rows of the projection
+        assert max(seen["dense"], seen["sliced"]) < 1e-4
+        assert seen["causal differs by"] > 1
 
 
 @pytest.mark.parametrize("kind", ["cp", "sp", "tp"])
@@ -267,3 +288,56 @@ def test_accelerate_knows_every_key_of_the_examples(file):
     assert nested.keys() - flags == set()
     assert config.num_processes == int(file.name.partition("-")[0])
     assert config.num_processes % config.num_machines == 0
+
+
+def commands_of(page):
+    """The commands of a page that launch `segattn train`, as lists of words."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = [
+        line.strip() for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) for line in block.split("\n")
+    ]
+    return [shlex.split(line) for line in lines if line.startswith("accelerate launch") and not line.endswith("...")]
+
+
+@pytest.mark.parametrize("page", [EXAMPLES / "README.md", EXAMPLES.parents[1] / "docs" / "distributed.md"], ids=str)
+def test_the_commands_of_the_pages_have_flags_that_exist(page):
+    from accelerate.commands.launch import launch_command_parser
+
+    commands = commands_of(page)
+    assert commands
+    for words in commands:
+        launched = launch_command_parser().parse_args(words[2:])
+        assert (EXAMPLES.parents[1] / launched.config_file).is_file()
+        assert (launched.module, launched.training_script) == (True, "segattn")
+        command, *flags = launched.training_script_args
+        assert command == "train"
+        parser = TrlParser((TrainSettings, SFTSettings, ModelSettings), allow_abbrev=False)
+        settings, sft, model = parser.parse_args_and_config(flags)
+        assert settings.data
+        assert model.model_name_or_path
+        if sft.gradient_accumulation_steps > 1:
+            rows = sft.per_device_train_batch_size * sft.gradient_accumulation_steps
+            assert rows * int(Path(launched.config_file).name.partition("-")[0]) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["1-gpu.yaml", "8-gpus-ddp.yaml", "8-gpus-fsdp2.yaml", "64-gpus-fsdp2.yaml"])
+def test_the_examples_launch_the_command_line(tiny, tmp_path, file):
+    """With two processes on CPUs in place of the file's numbers."""
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(6)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    processes = "1" if file == "1-gpu.yaml" else "2"
+    launch = f"--config_file {EXAMPLES / file} --num_processes {processes} --num_machines 1 --machine_rank 0"
+    more = "--mixed_precision no --main_process_port 0"
+    command = f"-m segattn train --model {tiny} --data {tmp_path / 'data.jsonl'} --output_dir {tmp_path / 'out'}"
+    flags = "--max_steps 2 --lora_r 2 --bf16 false --use_cpu true --report_to none"
+    output = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *f"{launch} {more} {command} {flags}".split()],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr[-3000:]
+    assert output.stdout.count("2 steps on 6 samples") == 1
+    segattn.from_pretrained(tmp_path / "out")
