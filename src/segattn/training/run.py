@@ -250,7 +250,7 @@ def _trainer(
         processing_class=tokenizer,
         peft_config=get_peft_config(model),
     )
-    trainer.run_settings.update(attention=settings.attention, policy=settings.policy)
+    trainer.run_settings.update(attention=settings.attention, policy=settings.policy, layers=settings.layers)
     return trainer
 
 
