@@ -28,6 +28,9 @@ def changed_flags(settings: Any, sft: Any, model: Any) -> dict[str, Any]:
     """
     # Some defaults follow from the output folder.
     defaults: tuple[Any, ...] = (TrainSettings(), SFTSettings(output_dir=sft.output_dir), ModelSettings())
+    plugin = getattr(sft, "deepspeed_plugin", None)
+    if plugin is not None:
+        plugin.set_deepspeed_weakref()  # the defaults have taken its place, by which ZeRO 3 shares out weights on loading
     flags: dict[str, Any] = {}
     for given, default in zip((settings, sft, model), defaults, strict=True):
         for field in fields(default):
