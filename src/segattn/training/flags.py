@@ -30,7 +30,7 @@ def changed_flags(settings: Any, sft: Any, model: Any) -> dict[str, Any]:
     defaults: tuple[Any, ...] = (TrainSettings(), SFTSettings(output_dir=sft.output_dir), ModelSettings())
     plugin = getattr(sft, "deepspeed_plugin", None)
     if plugin is not None:
-        plugin.set_deepspeed_weakref()  # the defaults have taken its place, by which ZeRO 3 shares out weights on loading
+        plugin.set_deepspeed_weakref()  # the defaults took its place; ZeRO 3 shares out weights by it when they load
     flags: dict[str, Any] = {}
     for given, default in zip((settings, sft, model), defaults, strict=True):
         for field in fields(default):
