@@ -41,11 +41,15 @@ def main(arguments: list[str] | None = None) -> None:
     file = options.results / f"{name}.jsonl"
     torch.set_num_threads(options.threads)
     seeds = 1 if options.quick else options.seeds
+    left = options.most
     for cell in plan(seeds, check_rates=not options.quick):
         if cell.task not in options.task or cell.arm not in options.arm or has_row(file, cell, effort):
             continue
         if options.rate and cell.learning_rate not in options.rate:
             continue
+        if left == 0:
+            break
+        left -= 1
         row = run_cell(cell, effort)
         add_row(file, row)
         mask = ARMS[cell.arm].policy
@@ -67,6 +71,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", nargs="+", choices=COPIES, default=list(COPIES), help="only these (default: all)")
     parser.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="only these (default: all)")
     parser.add_argument("--rate", nargs="+", type=float, help="only these learning rates (default: all)")
+    parser.add_argument("--most", type=int, default=-1, help="stop after this many models (default: -1, no limit)")
     parser.add_argument(
         "--results", type=Path, default=FOLDER, help="folder of the results (default: results/ of the example)"
     )

@@ -45,7 +45,7 @@ class Effort:
     curve_points: int
 
 
-FULL = Effort(steps=1600, batch_size=32, train_items=24_000, held_out_tables=400, curve_items=300, curve_points=10)
+FULL = Effort(steps=2400, batch_size=32, train_items=24_000, held_out_tables=400, curve_items=300, curve_points=12)
 QUICK = Effort(steps=300, batch_size=32, train_items=9_600, held_out_tables=100, curve_items=150, curve_points=3)
 
 
@@ -109,8 +109,8 @@ def _train(model: Any, data: Data, cell: Cell, effort: Effort) -> list[dict[str,
 
 
 def _rate(step: int, steps: int) -> float:
-    """The share of the learning rate at a step: a short rise, then all of it, then a line to 0 over the last third."""
-    return min(1.0, (step + 1) / 50, 3 * (1 - step / steps))
+    """The share of the learning rate at a step: a short rise, then a line down to 0."""
+    return min((step + 1) / 50, 1 - step / steps)
 
 
 def _batches(count: int, effort: Effort, seed: int) -> Any:
