@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -74,6 +75,7 @@ def _accuracy_table(rows: Sequence[Row]) -> str:
     return _lines(["table", "arm", "seeds", *HOPS.values()], lines)
 
 
+@cache
 def _chance(hops: int) -> float:
     """What ruling out gives, from 10,000 draws."""
     held_out = split_items(0, 400)[1]

@@ -8,9 +8,9 @@ for each of the first `ASKED` nodes, where that many steps lead:
     user      thrice
     assistant 6 0 7 4
 
-Half of the entries point ahead. Who reads both ways can join two steps into one at every entry; who reads from left to
-right can do so only at the later of the two, so that it needs one rule for entries that point back and another for those
-that point ahead. The control shows the table two times in a row: at the second copy everything was seen before.
+Half of the entries point ahead. Who reads both ways can join two steps into one at every entry. Who reads from left to
+right can do so only at the later of the two: one rule for entries that point back, another for those that point ahead.
+The control shows the table two times in a row: at the second copy everything was seen before.
 """
 
 import random
