@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from accelerate import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
+from trl import SFTConfig
 
 from segattn.errors import SegmentAttentionError
 from segattn.modeling import is_enabled
@@ -46,10 +47,29 @@ def run(told):
 
 
 def pretend_that_cpus_are_gpus():
-    """On CPUs accelerate takes no notice of FSDP; torch itself shards there as anywhere."""
+    """On CPUs accelerate takes no notice of FSDP and DeepSpeed, which shard there as anywhere."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        torch.distributed.init_process_group("gloo")
+    else:
+        leave_deepspeed_uncompiled()
+        SFTSettings.__post_init__ = settle_without_cpu
+
+
+def settle_without_cpu(self):
+    """In place of SFTSettings' own, which asks for a CPU where there is no GPU: no DeepSpeed for accelerate."""
+    self.bf16 = bool(self.bf16)
+    SFTConfig.__post_init__(self)
+
+
+def leave_deepspeed_uncompiled():
+    """Its sums over shared memory would be compiled first, for minutes; without them gloo does the sums."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    deepspeed.ops.__compatible_ops__[builder.NAME] = False
 
 
 def watch(rank, interrupt):
@@ -69,7 +89,7 @@ def watch(rank, interrupt):
 def main():
     """Do the runs of a folder one after another."""
     folder = Path(sys.argv[1])
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if os.environ.keys() & {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}:
         pretend_that_cpus_are_gpus()
     seen = [run(told) for told in json.loads((folder / "runs.json").read_text())]
     (folder / f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -217,11 +219,9 @@ def test_deepspeed_trains_as_one_process(tiny, tmp_path, stage):
         "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
         "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
-        # DeepSpeed runs on GPUs only, unless it is told otherwise.
-        "ACCELERATE_TORCH_DEVICE": "cpu",
         "DS_ACCELERATOR": "cpu",
     }
-    two, cpu = tmp_path / "two", {"use_cpu": False, "ddp_backend": "gloo"}
+    two, cpu = tmp_path / "two", {"use_cpu": False}
     ways = {"lora": {}, "full": {"lora": False}}
     seen = in_two_processes(two, [described(tiny, two / name, 2, **cpu, **way) for name, way in ways.items()], **told)
     for (name, way), run in zip(ways.items(), seen, strict=True):
@@ -324,20 +324,41 @@ def test_the_commands_of_the_pages_have_flags_that_exist(page):
 @pytest.mark.parametrize("file", ["1-gpu.yaml", "8-gpus-ddp.yaml", "8-gpus-fsdp2.yaml", "64-gpus-fsdp2.yaml"])
 def test_the_examples_launch_the_command_line(tiny, tmp_path, file):
     """With two processes on CPUs in place of the file's numbers."""
-    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(6)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    processes = "1" if file == "1-gpu.yaml" else "2"
-    launch = f"--config_file {EXAMPLES / file} --num_processes {processes} --num_machines 1 --machine_rank 0"
-    more = "--mixed_precision no --main_process_port 0"
-    command = f"-m segattn train --model {tiny} --data {tmp_path / 'data.jsonl'} --output_dir {tmp_path / 'out'}"
-    flags = "--max_steps 2 --lora_r 2 --bf16 false --use_cpu true --report_to none"
-    output = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *f"{launch} {more} {command} {flags}".split()],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = launched(tiny, tmp_path, file, "1" if file == "1-gpu.yaml" else "2", "--max_steps 2")
+    output = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert output.returncode == 0, output.stderr[-3000:]
     assert output.stdout.count("2 steps on 6 samples") == 1
     segattn.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_stops_a_launched_run_with_a_checkpoint(tiny, tmp_path):
+    """The launcher and both processes get it at once, and the launcher passes it on to processes that had it."""
+    command = launched(tiny, tmp_path, "8-gpus-ddp.yaml", "2", "--max_steps 5000 --logging_steps 1 --save_strategy no")
+    with (tmp_path / "log").open("w") as log:
+        options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True, "env": environment()}
+        process = subprocess.Popen(command, **options)
+    try:
+        while "step 3 of 5000" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) != 0  # so that what comes after the run in a script does not begin
+    finally:
+        process.kill()
+    told = (tmp_path / "log").read_text()
+    assert "stopping after this step" in told
+    [checkpoint] = (tmp_path / "out").glob("checkpoint-*")
+    assert f"stopped early: {checkpoint.name.partition('-')[2]} steps" in told
+    segattn.from_pretrained(tmp_path / "out")
+
+
+def launched(tiny, folder, file, processes, more):
+    """The command that trains on six rows with an example's file, other numbers and further flags."""
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(6)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    launch = f"--config_file {EXAMPLES / file} --num_processes {processes} --num_machines 1 --machine_rank 0"
+    numbers = "--mixed_precision no --main_process_port 0"
+    command = f"-m segattn train --model {tiny} --data {folder / 'data.jsonl'} --output_dir {folder / 'out'}"
+    flags = f"--lora_r 2 --bf16 false --use_cpu true --report_to none {more}"
+    return [sys.executable, "-m", "accelerate.commands.launch", *f"{launch} {numbers} {command} {flags}".split()]

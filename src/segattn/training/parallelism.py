@@ -6,7 +6,7 @@ from typing import Any
 
 from segattn.errors import UnsupportedModelError
 
-__all__ = ["check_parallelism"]
+__all__ = ["check_parallelism", "keep_adapter_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,23 @@ def check_parallelism(args: Any, model: Any = None) -> None:
             args.n_gpu,
         )
         args._n_gpu = 1
+
+
+def keep_adapter_whole(plugin: Any) -> None:
+    """Have FSDP write checkpoints from which an adapter can be loaded.
+
+    Args:
+        plugin: accelerate's FullyShardedDataParallelPlugin, of a run that trains an adapter.
+
+    Raises:
+        UnsupportedModelError: FSDP's own activation checkpointing, under which PEFT finds no adapter to save.
+    """
+    if plugin.activation_checkpointing:
+        raise UnsupportedModelError(
+            "fsdp_activation_checkpointing renames the layers, so that PEFT would save an empty adapter; set it to false "
+            "and pass --gradient_checkpointing, or train all weights (--no_use_peft)"
+        )
+    plugin.set_state_dict_type("FULL_STATE_DICT")  # adapters are small, and shares of one could not be loaded for use
 
 
 def _sizes(args: Any) -> dict[str, int]:

@@ -21,7 +21,7 @@ from segattn.training.collator import SegmentCollator
 from segattn.training.mixing import check_share, mix
 from segattn.training.opening import Opening, OpeningSchedule
 from segattn.training.packing import LENGTHS, check_documents_apart, pack
-from segattn.training.parallelism import check_parallelism
+from segattn.training.parallelism import check_parallelism, keep_adapter_whole
 from segattn.training.resumable import ResumableTrainer
 from segattn.training.sampling import Filled, LengthGroups, fill, same_everywhere
 from segattn.training.throughput import Throughput
@@ -93,8 +93,7 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
         enable(self.model)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
-            # Sharded checkpoints of adapters are written and not read again: a run would go on with fresh adapters.
-            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+            keep_adapter_whole(self.accelerator.state.fsdp_plugin)
         if joined and not sharded:
             check_documents_apart(self.model)
         if self.accelerator.device.type == "cpu" and not sharded:
