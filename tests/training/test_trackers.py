@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+import segattn
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
+from segattn.training.trackers import check_trackers
 from training.conftest import make_samples
 
 STEPS = [2, 4]
@@ -118,3 +120,13 @@ def test_what_was_noted_for_trackers_is_not_mixed_with_the_arguments(tiny, tmp_p
     content = json.loads((tmp_path / "out" / "training_result.json").read_text())
     assert content["settings"]["opening_steps"] == 3
     assert not [name for name in content["sft"] if name.startswith("segattn")]
+
+
+def test_a_tracker_that_is_missing_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setattr(f"transformers.integrations.is_{name}_available", lambda: False)
+        with pytest.raises(segattn.UnsupportedModelError, match=rf"--report_to {name} .* pip install"):
+            tracked_run("no model", tmp_path / "out", name)
+    check_trackers(None)
+    check_trackers("none")
+    check_trackers(["clearml"])

@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 # In this order one is looked for that brings a missing package.
-_EXTRAS = ["", "cli", "train", "eval", "viz", "hf", "all"]
+_EXTRAS = ["", "cli", "train", "eval", "viz", "tensorboard", "hf", "all"]
 
 # Markdown, because rich markup would swallow the brackets of `segattn[train]`.
 _MARKUP: Any = "markdown"

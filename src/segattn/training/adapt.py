@@ -19,6 +19,7 @@ from segattn.training.lessons import Lesson, Lessons, Progress, answer_lessons, 
 from segattn.training.plain_prompts import plain_prompts
 from segattn.training.prompts import Prompt, check_source, iterate_prompts, shuffled
 from segattn.training.teacher_answers import AnswerFile
+from segattn.training.trackers import check_trackers
 from segattn.training.trainer import SegmentSFTTrainer
 
 __all__ = ["adapt"]
@@ -59,6 +60,7 @@ def adapt(
             "adapt runs in one process on one device, for the teacher's answers are written by one; start it without a "
             "launcher"
         )
+    check_trackers(settings.report_to)
     told: Progress = progress or _tell_nobody
     seconds: dict[str, float] = {}
     folder = Path(settings.output_dir)

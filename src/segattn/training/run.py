@@ -23,6 +23,7 @@ from segattn.training.report import report_run
 from segattn.training.result import CurvePoint, TrainResult, curve_of, speed_of, write_result
 from segattn.training.running import run_training
 from segattn.training.settings import ModelSettings, SFTSettings, TrainSettings, check_settings
+from segattn.training.trackers import check_trackers
 from segattn.training.trainer import SegmentSFTTrainer
 
 __all__ = ["CurvePoint", "TrainResult", "train"]
@@ -60,6 +61,7 @@ def train(
         CheckpointError, DiskFullError, NotFiniteError: see `segattn.training.resumable.ResumableTrainer`.
     """
     check_settings(settings, sft, model)
+    check_trackers(sft.report_to)
     check_parallelism(sft)
     flags = changed_flags(settings, sft, model)  # before the run settles what was left open
     if isinstance(sft, SFTSettings):
