@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--pairs", help="a .jsonl file; default: made-up pairs")
     parser.add_argument("--output-dir", default="runs/dpo", help="where the adapter goes (runs/dpo)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps (20)")
-    parser.add_argument("--reference", default="segments", choices=["segments", "causal"], help="how the reference reads")
+    parser.add_argument(
+        "--reference", default="segments", choices=["segments", "causal"], help="how the reference reads"
+    )
     options = parser.parse_args()
 
     path = resolve_model(options.model)

@@ -1,6 +1,6 @@
 """Tune a chat model by a reward of its own answers, under segments: here, for answers of about ten words.
 
-    python examples/preferences/grpo.py --model smollm2 --steps 20 --output-dir runs/grpo
+python examples/preferences/grpo.py --model smollm2 --steps 20 --output-dir runs/grpo
 """
 
 import argparse
