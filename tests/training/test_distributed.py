@@ -20,12 +20,12 @@ from trl import TrlParser
 
 import segattn
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
-from segattn.training.parallelism import check_parallelism
+from segattn.training.parallelism import check_parallelism, keep_adapter_whole
 from training.conftest import make_samples
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples" / "distributed"
-TOLERANCE = 5e-6  # of losses near 6 and weights near 0.1; measured: 1.4e-6
+TOLERANCE = 2e-5  # of losses near 6 and weights up to 1.5; measured: 5e-6
 
 # accelerate's names for what its launcher is told (`accelerate launch --use_fsdp --fsdp_version 2 ...`).
 FSDP2 = {
@@ -170,12 +170,9 @@ def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
     told = {
         "ddp": {},
         "fsdp2": {**FSDP2, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
-        "fsdp2-sharded": {
-            **FSDP2,
-            "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-            "FSDP_ACTIVATION_CHECKPOINTING": "true",
-        },
+        "fsdp2-sharded": {**FSDP2, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
     }[kind]
+    recomputed = {"gradient_checkpointing": True} if kind == "fsdp2-sharded" else {}
     packed = {"packing": True, "max_length": 96}
     ways = {
         "lora": {},
@@ -185,7 +182,7 @@ def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
     }
     runs = [
         # Two processes, two batches before each step, of one row: four rows a step as in one process.
-        described(tiny, two / name, 1, gradient_accumulation_steps=2, **way)
+        described(tiny, two / name, 1, gradient_accumulation_steps=2, **recomputed, **way)
         for name, way in ways.items()
     ]
     for name in ("cut-lora", "cut-full"):
@@ -206,6 +203,17 @@ def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
     assert segattn.is_enabled(loaded)
     assert type(AutoModelForCausalLM.from_pretrained(two / "full")).__name__ == "LlamaForCausalLM"
     assert json.loads((two / "packed" / "segment_attention.json").read_text())["segmenter"]["policy"] == "turns"
+
+
+def test_an_adapter_that_would_not_be_saved_is_refused():
+    from accelerate import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
+    with pytest.raises(segattn.UnsupportedModelError, match="PEFT would save an empty adapter"):
+        keep_adapter_whole(plugin)
+    plugin.activation_checkpointing = False
+    keep_adapter_whole(plugin)
+    assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
 
 
 @pytest.mark.slow
