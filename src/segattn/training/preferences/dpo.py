@@ -66,9 +66,8 @@ class SegmentDPOTrainer(DPOTrainer):
         tokenizer = options["processing_class"]
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        options.setdefault(
-            "data_collator",
-            SegmentPreferenceCollator(tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of),
+        options["data_collator"] = options.get("data_collator") or SegmentPreferenceCollator(
+            tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
         )
         super().__init__(**options)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.

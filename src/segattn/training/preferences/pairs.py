@@ -1,5 +1,6 @@
 """Tokenized pairs of answers with their segments, cut or left out where they are longer than max_length."""
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,6 @@ class PairSegments:
         answer, messages = list(row[f"{name}_ids"]), row[name]
         sample, encoder = _sample(row, messages), Encoder(self.segmenter)
         whole = encoder.encode(sample) if sample is not None and not row.get("chat_template_kwargs") else None
-        # TRL's row may end with a line break that the encoder has too: both are whole conversations.
         if sample is None or whole is None or whole.input_ids != prompt + answer:
             return None
         cut = cut_chat(encoder, sample, whole, self.max_length, self.too_long)
@@ -74,4 +74,5 @@ def _sample(row: dict[str, Any], answer: list[dict[str, Any]]) -> Sample | None:
     if len(answer) != 1 or answer[0].get("tool_calls") or not answer[0].get("content"):
         return None
     tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
     return Sample(tuple(row["prompt"]), answer[0]["content"], tools=None if not tools else tuple(tools))

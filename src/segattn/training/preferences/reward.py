@@ -66,8 +66,8 @@ class SegmentRewardTrainer(RewardTrainer):
         tokenizer = options["processing_class"]
         if tokenizer.pad_token is None:
             tokenizer.pad_token = args.pad_token or tokenizer.eos_token
-        options.setdefault(
-            "data_collator", SegmentRewardCollator(tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of)
+        options["data_collator"] = options.get("data_collator") or SegmentRewardCollator(
+            tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
         )
         super().__init__(**options)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
