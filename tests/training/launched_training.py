@@ -29,7 +29,7 @@ def run(told):
     """Train as a run's description says; return what this process saw of it."""
     rank = int(os.environ.get("RANK", "0"))
     samples = make_samples(told["samples"] + told["held_out"], learn="all")
-    batches, undo = watch(rank, told.get("interrupt"))
+    noted, undo = watch(rank, told.get("interrupt"))
     try:
         result = train(
             TrainSettings(**told["settings"]),
@@ -43,7 +43,7 @@ def run(told):
     finally:
         undo()
     sharded = any(isinstance(weight, DTensor) for weight in result.model.parameters())
-    return {**result.to_dict(), "enabled": is_enabled(result.model), "sharded": sharded, "batches": batches}
+    return {**result.to_dict(), "enabled": is_enabled(result.model), "sharded": sharded, **noted}
 
 
 def pretend_that_cpus_are_gpus():
@@ -73,17 +73,18 @@ def leave_deepspeed_uncompiled():
 
 
 def watch(rank, interrupt):
-    """Note the token ids of every batch, and press Ctrl-C where a run asks for it; return the notes and an undo."""
-    batches, training_step = [], SegmentSFTTrainer.training_step
+    """Note every batch's token ids and what runs it, press Ctrl-C where a run asks for it; return notes and an undo."""
+    noted, training_step = {"batches": [], "wrapper": None}, SegmentSFTTrainer.training_step
 
     def watched(self, model, inputs, *args, **kwargs):
-        batches.append((self.state.global_step, inputs["input_ids"].tolist()))
+        noted["batches"].append((self.state.global_step, inputs["input_ids"].tolist()))
+        noted["wrapper"] = type(model).__name__
         if interrupt == [rank, self.state.global_step]:
             os.kill(os.getpid(), signal.SIGINT)
         return training_step(self, model, inputs, *args, **kwargs)
 
     SegmentSFTTrainer.training_step = watched
-    return batches, lambda: setattr(SegmentSFTTrainer, "training_step", training_step)
+    return noted, lambda: setattr(SegmentSFTTrainer, "training_step", training_step)
 
 
 def main():

@@ -231,10 +231,19 @@ def test_deepspeed_trains_as_one_process(tiny, tmp_path, stage):
     }
     two, cpu = tmp_path / "two", {"use_cpu": False}
     ways = {"lora": {}, "full": {"lora": False}}
-    seen = in_two_processes(two, [described(tiny, two / name, 2, **cpu, **way) for name, way in ways.items()], **told)
-    for (name, way), run in zip(ways.items(), seen, strict=True):
+    runs = []
+    for name, way in ways.items():
+        runs.append(described(tiny, two / name, 2, **cpu, **way))
+        runs.append(described(tiny, two / f"cut-{name}", 2, interrupt=[1, 1], **cpu, **way))
+        runs.append(described(tiny, two / f"cut-{name}", 2, resume_from_checkpoint="last", **cpu, **way))
+    seen = in_two_processes(two, runs, **told)
+    for place, (name, way) in enumerate(ways.items()):
+        whole, cut, resumed = seen[3 * place : 3 * place + 3]
         result = in_one_process(described(tiny, tmp_path / name, 4, **way))
-        expect_equal(run, result, two / name)
+        expect_equal(whole, result, two / name)
+        assert {process["wrapper"] for process in whole} == {"DeepSpeedEngine"}
+        assert [(process["interrupted"], process["steps"]) for process in cut] == [(True, 2)] * 2
+        expect_equal(resumed, result, two / f"cut-{name}")
         loaded, _ = segattn.from_pretrained(two / name)
         assert segattn.is_enabled(loaded)
 
