@@ -66,8 +66,7 @@ def log_probs_by_hand(model, name, rule="segments", rows=ROWS):
         return torch.stack([answer_log_prob(model, row["prompt"], row[name], rule) for row in rows])
 
 
-@pytest.mark.parametrize("backend", ["dense", "sliced"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("backend", "checkpointing"), [("dense", False), ("sliced", True)])
 def test_loss_and_gradients_equal_a_hand_computation(tmp_path, backend, checkpointing):
     """Policy and reference are different models here, so that the loss is no constant."""
     model, reference = enabled(backend=backend), enabled(seed=1, backend=backend)

@@ -11,6 +11,7 @@ import pytest
 import segattn
 from cli.tiny_chat import save_checkpoint
 
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # as on any machine without a GPU
 ROOT = Path(__file__).parents[3]
 
 

@@ -110,7 +110,12 @@ def stock_trainer(name, tmp_path, model, peft_config=LORA, rows=None):
     )
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+OFTEN = ("SFT", "DPO", "KTO", "GRPO")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TRAINERS]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_segments_are_derived_in_every_pass(name, tmp_path):
     model = segattn.enable(make_model(), SEGMENTER, backend="dense")
@@ -120,7 +125,9 @@ def test_segments_are_derived_in_every_pass(name, tmp_path):
     assert passes.rows_with_segments >= 4 * passes.seen
 
 
-@pytest.mark.parametrize("name", ["DPO", "KTO", "GRPO", "RLOO"])
+@pytest.mark.parametrize(
+    "name", ["DPO", "GRPO", *(pytest.param(name, marks=pytest.mark.slow) for name in ("KTO", "RLOO"))]
+)
 def test_the_reference_of_a_fully_tuned_policy_is_no_silent_causal_one(name, tmp_path):
     make_model().save_pretrained(tmp_path / "base")
     model = segattn.enable(LlamaForCausalLM.from_pretrained(tmp_path / "base"), SEGMENTER)
@@ -128,7 +135,7 @@ def test_the_reference_of_a_fully_tuned_policy_is_no_silent_causal_one(name, tmp
         stock_trainer(name, tmp_path, model, peft_config=None).train()
 
 
-@pytest.mark.parametrize("name", ["GRPO", "RLOO"])
+@pytest.mark.parametrize("name", ["GRPO", pytest.param("RLOO", marks=pytest.mark.slow)])
 def test_a_sampled_marker_stops_a_stock_trainer(name, tmp_path):
     """All tokens together would say that the answer holds a segment, which it was not when it was sampled."""
     model = segattn.enable(make_model(), SEGMENTER)
