@@ -47,16 +47,16 @@ def make_trainer(folder, callback=None, rows=None, cls=Trainer, tokenizer=TOKENI
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("backend", "options"),
     [
-        {},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-        {"eval_strategy": "steps", "eval_steps": 1},
+        ("dense", {}),
+        ("sliced", {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}),
+        ("dense", {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}),
+        ("sliced", {"eval_strategy": "steps", "eval_steps": 1}),
     ],
+    ids=["dense", "sliced reentrant", "dense checkpoints", "sliced held-out"],
 )
-@pytest.mark.parametrize("backend", ["dense", "sliced"])
-def test_every_step_trains_under_segments(tmp_path, steps, options, backend):
+def test_every_step_trains_under_segments(tmp_path, steps, backend, options):
     trainer = make_trainer(tmp_path, SegmentAttentionCallback(backend=backend), **options)
     trainer.train()
     assert len(steps) == 3
