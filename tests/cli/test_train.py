@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import segattn
 from segattn.cli.main import app
-from segattn.cli.train import COMMAND_HELP
+from segattn.cli.train import COMMAND_HELP, short_forms
 from segattn.training import SegmentSFTTrainer, TrainSettings
 
 ROWS = [{"text": f"where is card {n}", "intent": f"card_{n % 3}"} for n in range(8)]
@@ -116,7 +116,7 @@ def test_help_names_every_flag_of_ours_and_all_flags_every_flag_of_trl():
         assert flag in listed
 
 
-def test_a_stopped_run_says_so_and_is_no_success(checkpoints, data, tmp_path, monkeypatch):
+def test_a_stopped_run_says_so_is_no_success_and_goes_on(checkpoints, data, tmp_path, monkeypatch):
     training_step = SegmentSFTTrainer.training_step
 
     def press_ctrl_c(self, *arguments, **options):
@@ -124,7 +124,42 @@ def test_a_stopped_run_says_so_and_is_no_success(checkpoints, data, tmp_path, mo
         return training_step(self, *arguments, **options)
 
     monkeypatch.setattr(SegmentSFTTrainer, "training_step", press_ctrl_c)
-    result = run("--model", checkpoints / "base", "--data", data, "--output_dir", tmp_path / "out", *QUICK)
+    flags = ("--model", checkpoints / "base", "--data", data, "--output_dir", tmp_path / "out", *QUICK)
+    result = run(*flags)
     assert result.exit_code == 130
     assert "stopped early: 1 steps" in result.stdout
     assert (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").is_file()
+    monkeypatch.undo()
+    result = run(*flags, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["steps"] == 2
+    result = run(*flags, "--lora_alpha", 3, "--resume")
+    assert result.exit_code == 2
+    assert "is of a run with other settings: adapter lora_alpha was 64 and is now 3" in result.stderr
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_of_the_run_not_of_its_flags(checkpoints, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        SegmentSFTTrainer, "_get_grad_norm", lambda self, *_, **__: self._watch.check(self, float("nan"))
+    )
+    result = run("--model", checkpoints / "base", "--data", data, "--output_dir", tmp_path / "out", *QUICK)
+    assert result.exit_code == 1
+    assert "segattn: the gradient norm of step 1 is nan; the batch is in" in result.stderr
+    assert (tmp_path / "out" / "not_finite_batch.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        (["--resume"], ["--resume_from_checkpoint", "last"]),
+        (["--resume", "--seed", "1"], ["--resume_from_checkpoint", "last", "--seed", "1"]),
+        (["--resume", "auto", "--seed", "1"], ["--resume_from_checkpoint", "auto", "--seed", "1"]),
+        (["--resume=a/b"], ["--resume_from_checkpoint=a/b"]),
+        (
+            ["--model", "m", "--resume_from_checkpoint", "x"],
+            ["--model_name_or_path", "m", "--resume_from_checkpoint", "x"],
+        ),
+    ],
+)
+def test_short_forms_stand_for_flags_of_trl(given, want):
+    assert short_forms(given) == want

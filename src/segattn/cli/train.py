@@ -11,7 +11,7 @@ import typer
 
 from segattn.errors import SegmentAttentionError
 
-__all__ = ["COMMAND_HELP", "CONTEXT_SETTINGS", "command"]
+__all__ = ["COMMAND_HELP", "CONTEXT_SETTINGS", "command", "short_forms"]
 
 # TRL's parser reads the flags, not typer.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -62,7 +62,7 @@ def command(
     if all_flags:
         parser.print_help()
         return
-    settings, sft, model = _parse(parser, _short_forms(context.args))
+    settings, sft, model = _parse(parser, short_forms(context.args))
     from segattn.pretrained import resolve_model
     from segattn.training import train
 
@@ -90,8 +90,8 @@ def command(
         raise typer.Exit(130)  # so that `segattn train && segattn eval` does not go on with half a model
 
 
-def _short_forms(arguments: list[str]) -> list[str]:
-    """The arguments with TRL's flags in place of --model and --resume."""
+def short_forms(arguments: list[str]) -> list[str]:
+    """Return the arguments with TRL's flags in place of --model and --resume."""
     spelled: list[str] = []
     for place, argument in enumerate(arguments):
         if argument == "--model":

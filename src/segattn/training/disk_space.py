@@ -28,7 +28,7 @@ def checkpoint_size(last: Path | None, trainer: Any) -> int:
     return sum(tensor.nbytes for tensor in [*saved, *held])
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int, what: str) -> None:
     """Refuse to begin writing what will not fit.
 
     Raises:
@@ -36,17 +36,17 @@ def require_space(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed + _SLACK:
-        raise _disk_full(folder, needed)
+        raise _disk_full(folder, needed, what)
 
 
 @contextmanager
 def told_if_full(folder: Path, what: str, needed: int | None = None) -> Iterator[None]:
     """Turn whatever a writer raises when the disk is full, or the folder cannot be written, into one clear line.
 
-    safetensors and torch raise errors of their own for it, with or without the system's words in them.
+    safetensors repeats the system's words, torch says nothing of the reason: then a file is written to see.
 
     Args:
-        folder: that is written to; it may be gone when the error comes.
+        folder: that is written to.
         what: is written.
         needed: bytes, if known.
 
@@ -59,11 +59,26 @@ def told_if_full(folder: Path, what: str, needed: int | None = None) -> Iterator
     except (DiskFullError, CheckpointError):
         raise
     except Exception as error:
-        if _says_full(error) or (needed is not None and _free(folder) < needed):
-            raise _disk_full(folder, needed, what, error) from error
+        reason = error if _says_full(error) else _refused(folder)
+        if _says_full(reason):
+            raise _disk_full(folder, needed, what, reason) from error
         if isinstance(error, OSError):
             raise CheckpointError(f"{what} could not be written to {folder}: {error}") from error
         raise
+
+
+def _refused(folder: Path) -> OSError | None:
+    """What the system says to another file in this folder."""
+    if not folder.is_dir():
+        return None
+    trial = folder / ".trial"
+    try:
+        trial.write_bytes(bytes(_SLACK))
+    except OSError as error:
+        return error
+    finally:
+        trial.unlink(missing_ok=True)
+    return None
 
 
 def _says_full(error: BaseException | None) -> bool:
@@ -76,9 +91,7 @@ def _says_full(error: BaseException | None) -> bool:
     return False
 
 
-def _disk_full(
-    folder: Path, needed: int | None, what: str = "a checkpoint", error: Exception | None = None
-) -> DiskFullError:
+def _disk_full(folder: Path, needed: int | None, what: str, error: BaseException | None = None) -> DiskFullError:
     why = f" ({error})" if error is not None else ""
     wanted = "" if needed is None else f"about {_bytes(needed)} are needed and "
     return DiskFullError(

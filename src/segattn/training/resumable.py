@@ -145,23 +145,26 @@ class ResumableTrainer(_Trainer):
         run = Path(self._get_output_dir(trial=trial))
         staging, name = run / checkpoints.STAGING, f"checkpoint-{self.state.global_step}"
         needed = checkpoint_size(self._saved, self) if self.args.should_save else 0
-        with told_if_full(run, f"checkpoint {self.state.global_step}", needed):
-            if self.args.should_save:
+        what = f"checkpoint {self.state.global_step}"
+        if self.args.should_save:
+            with told_if_full(run, what, needed):
                 shutil.rmtree(staging, ignore_errors=True)
-                staging.mkdir(parents=True)
-                require_space(run, needed)
-            self.accelerator.wait_for_everyone()
-            self._staging = staging
-            try:
+                run.mkdir(parents=True, exist_ok=True)
+                require_space(run, needed, what)
+                staging.mkdir()
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            with told_if_full(run, what, needed):  # before the room is made again, below
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     self._seal(staging / name, run / name, sums)
-            finally:
-                self._staging = None
-                if self.args.should_save:
-                    shutil.rmtree(staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self._saved = run / name
         if rotate and self.args.should_save:
             best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
