@@ -4,12 +4,15 @@ import itertools
 
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import RandomSampler, SequentialSampler
 
 import segattn
 from segattn.training import SegmentCollator, SFTSettings, TrainSettings
-from segattn.training.sampling import LengthGroups
+from segattn.training.sampling import Filled, LengthGroups, fill, same_everywhere
 from segattn.training.trainer import SegmentSFTTrainer
 from training.test_run import run
 from training.test_trainer import dataset, make_trainer
@@ -97,3 +100,39 @@ def test_a_collator_of_another_kind_cannot_join_rows(tmp_path):
             data_collator=lambda rows: rows,
             train_dataset=trainer.train_dataset,
         )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8))
+def test_rows_are_filled_up_with_rows_that_count_for_nothing(lengths, multiple):
+    columns = {"input_ids": [[n] * n for n in lengths], "labels": [[n] * n for n in lengths]}
+    rows = Dataset.from_dict({**columns, "segment_ids": [[0] * n for n in lengths]})
+    filled = fill(rows, multiple)
+    assert len(filled) == -(-len(lengths) // multiple) * multiple
+    assert filled[: len(lengths)] == rows[:]
+    for row in list(filled)[len(lengths) :]:
+        assert len(row["input_ids"]) == min(lengths)
+        assert row["labels"] == [-100] * min(lengths)
+
+
+def test_added_rows_come_last_in_every_epoch():
+    order = Filled(LengthGroups(2, [3, 1, 2], seed=0), 2)
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        assert order.sampler.epoch == epoch
+        assert list(order)[3:] == [3, 4]
+        assert sorted(order) == list(range(len(order))) == list(range(5))
+
+
+def test_a_random_order_is_that_of_one_process():
+    """There accelerate puts its own sampler in the place of torch's, with the seed of the run."""
+    torch.manual_seed(7)
+    ours = same_everywhere(RandomSampler(range(20)), 20, seed=7)
+    accelerates = SeedableRandomSampler(range(20), data_seed=None)
+    for epoch in range(2):
+        ours.set_epoch(epoch)
+        accelerates.set_epoch(epoch)
+        assert list(ours) == list(accelerates)
+    assert isinstance(same_everywhere(None, 3, seed=0), SequentialSampler)
+    grouped = LengthGroups(2, [3, 1, 2], seed=0)
+    assert same_everywhere(grouped, 3, seed=0) is grouped
