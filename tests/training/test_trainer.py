@@ -189,6 +189,7 @@ def test_the_answer_head_gives_what_trls_head_gives(tmp_path):
     with torch.no_grad():
         got, want = own(**batch, fused_lm_head=True), trls(**batch, fused_lm_head=True)
     for name in ("loss", "log_probs", "entropy", "is_top1", "label_mask"):
+        assert getattr(got, name).dtype == getattr(want, name).dtype  # they are gathered with those of other processes
         torch.testing.assert_close(getattr(got, name).float(), getattr(want, name).float(), atol=1e-5, rtol=1e-5)
 
 
