@@ -44,6 +44,7 @@ def described(base, folder, per_device, *, lora=True, settings=None, interrupt=N
         "max_steps": 4,
         "per_device_train_batch_size": per_device,
         "learning_rate": 1e-2 if lora else 1e-3,
+        "adam_epsilon": 1e-3,  # or Adam makes as much of a gradient that is rounding alone as of any other
         "logging_steps": 1,
         "eval_strategy": "steps",
         "eval_steps": 2,
@@ -216,11 +217,15 @@ def test_an_adapter_that_would_not_be_saved_is_refused():
     assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
 
 
+def need_deepspeed():
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed (pip install deepspeed)")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_deepspeed_trains_as_one_process(tiny, tmp_path, stage):
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed (pip install deepspeed)")
+    need_deepspeed()
     told = {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage,
@@ -349,6 +354,31 @@ def test_the_examples_launch_the_command_line(tiny, tmp_path, file):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("file", ["8-gpus-fsdp2.yaml", "8-gpus-zero3.yaml", "64-gpus-fsdp2.yaml"])
+def test_the_examples_that_shard_train_as_one_process(tiny, tmp_path, file):
+    """The script in the place of the command line, since it tells accelerate that CPUs are GPUs."""
+    if "zero" in file:
+        need_deepspeed()
+    two, cpu = tmp_path / "two", {"use_cpu": "zero" not in file}
+    two.mkdir()
+    (two / "runs.json").write_text(json.dumps([described(tiny, two / "full", 2, lora=False, **cpu)]))
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *numbers(file, "2"),
+        str(HERE / "launched_training.py"),
+    ]
+    output = subprocess.run(
+        [*command, str(two)], env=environment(DS_ACCELERATOR="cpu"), capture_output=True, text=True, check=False
+    )
+    assert output.returncode == 0, output.stderr[-3000:]
+    seen = [json.loads((two / f"rank-{rank}.json").read_text())[0] for rank in "01"]
+    result = in_one_process(described(tiny, tmp_path / "one", 4, lora=False))
+    expect_equal(seen, result, two / "full", sharded="fsdp" in file)
+
+
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_stops_a_launched_run_with_a_checkpoint(tiny, tmp_path):
     """The launcher and both processes get it at once, and the launcher passes it on to processes that had it."""
     command = launched(tiny, tmp_path, "8-gpus-ddp.yaml", "2", "--max_steps 5000 --logging_steps 1 --save_strategy no")
@@ -374,8 +404,13 @@ def launched(tiny, folder, file, processes, more):
     """The command that trains on six rows with an example's file, other numbers and further flags."""
     rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(6)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    launch = f"--config_file {EXAMPLES / file} --num_processes {processes} --num_machines 1 --machine_rank 0"
-    numbers = "--mixed_precision no --main_process_port 0"
     command = f"-m segattn train --model {tiny} --data {folder / 'data.jsonl'} --output_dir {folder / 'out'}"
     flags = f"--lora_r 2 --bf16 false --use_cpu true --report_to none {more}"
-    return [sys.executable, "-m", "accelerate.commands.launch", *f"{launch} {numbers} {command} {flags}".split()]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *numbers(file, processes)]
+    return [*launch, *f"{command} {flags}".split()]
+
+
+def numbers(file, processes):
+    """The launcher's flags: an example's file, on one machine, in float32."""
+    given = f"--config_file {EXAMPLES / file} --num_processes {processes} --num_machines 1 --machine_rank 0"
+    return f"{given} --mixed_precision no --main_process_port 0".split()

@@ -61,7 +61,7 @@ def keep_adapter_whole(plugin: Any) -> None:
     if plugin.activation_checkpointing:
         raise UnsupportedModelError(
             "fsdp_activation_checkpointing renames the layers, so that PEFT would save an empty adapter; set it to "
-            "false and pass --gradient_checkpointing, or train all weights (--no_use_peft)"
+            "false and pass --gradient_checkpointing true, or train all weights (--no_use_peft)"
         )
     plugin.set_state_dict_type("FULL_STATE_DICT")  # adapters are small, and shares of one could not be loaded for use
 
