@@ -9,6 +9,7 @@ Example: python -m examples.from_scratch --quick
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from .tables import COPIES
 from .training import FULL, QUICK, Cell, run_cell
 
 FOLDER = Path(__file__).parent / "results"
+QUICK_FOLDER = Path("runs/from_scratch")
 OTHER_RATES = (1e-3, 6e-3)
 
 
@@ -38,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = read_options(arguments)
     effort = QUICK if options.quick else FULL
     name = "quick" if options.quick else "full"
-    file = options.results / f"{name}.jsonl"
+    folder = options.results or (QUICK_FOLDER if options.quick else FOLDER)
+    file = folder / f"{name}.jsonl"
     torch.set_num_threads(options.threads)
     seeds = 1 if options.quick else options.seeds
     left = options.most
@@ -55,9 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         mask = ARMS[cell.arm].policy
         found = ", ".join(f"{hops} {score['accuracy']:.3f}" for hops, score in row["final"][mask].items())
         print(f"{cell.task}, {cell.arm}, rate {cell.learning_rate}, seed {cell.seed}: {found}", file=sys.stderr)
-    rows = read_rows(file)
+    rows = [row for row in read_rows(file) if row["effort"] == asdict(effort)]
     print(report(rows))
-    draw_curves(rows, options.results / f"{name}.png")
+    draw_curves(rows, folder / f"{name}.png")
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -73,7 +76,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", nargs="+", type=float, help="only these learning rates (default: all)")
     parser.add_argument("--most", type=int, default=-1, help="stop after this many models (default: -1, no limit)")
     parser.add_argument(
-        "--results", type=Path, default=FOLDER, help="folder of the results (default: results/ of the example)"
+        "--results",
+        type=Path,
+        help="folder of the results (default: results/ of the example; runs/from_scratch with --quick)",
     )
     return parser.parse_args(arguments)
 

@@ -131,6 +131,8 @@ def draw_curves(rows: Sequence[Row], path: Path, rate: float = RATE) -> None:
 
     groups = list(_groups([row for row in rows if row["cell"]["learning_rate"] == rate]))
     tasks = [task for task in COPIES if any(task == found for found, _, _ in groups)]
+    if not tasks:
+        return
     figure = Figure(figsize=(9, 0.6 + 2.4 * len(tasks)), layout="constrained", facecolor="white")
     panels = figure.subplots(len(tasks), len(HOPS), sharex=True, sharey=True, squeeze=False)
     for line, task in zip(panels, tasks, strict=True):
