@@ -209,12 +209,15 @@ def test_all_ways_of_training_are_those_of_one_process(tiny, tmp_path, kind):
 def test_an_adapter_that_would_not_be_saved_is_refused():
     from accelerate import FullyShardedDataParallelPlugin
 
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, activation_checkpointing=True)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, activation_checkpointing=True, state_dict_type="SHARDED_STATE_DICT"
+    )
     with pytest.raises(segattn.UnsupportedModelError, match="PEFT would save an empty adapter"):
         keep_adapter_whole(plugin)
     plugin.activation_checkpointing = False
     keep_adapter_whole(plugin)
     assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
+    assert plugin.optim_state_dict_config.rank0_only  # else a checkpoint could not be gone on with
 
 
 def need_deepspeed():

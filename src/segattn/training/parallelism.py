@@ -63,6 +63,7 @@ def keep_adapter_whole(plugin: Any) -> None:
             "fsdp_activation_checkpointing renames the layers, so that PEFT would save an empty adapter; set it to "
             "false and pass --gradient_checkpointing true, or train all weights (--no_use_peft)"
         )
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # which may be those of shares
     plugin.set_state_dict_type("FULL_STATE_DICT")  # adapters are small, and shares of one could not be loaded for use
 
 
