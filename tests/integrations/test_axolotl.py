@@ -64,6 +64,13 @@ def test_the_plugin_hands_over_a_callback_with_the_policy_of_the_config(plugin):
     assert callback.policy == "turns"
 
 
+def test_axolotl_replaces_no_layers_unasked(plugin):
+    config = {"lora_qkv_kernel": True}
+    plugin.register(config)
+    assert config["lora_qkv_kernel"] is True
+    assert config["sdpa_varlen"] is config["lora_mlp_kernel"] is False
+
+
 @pytest.fixture
 def axolotl_run(tmp_path, monkeypatch):
     """Runs the example's config with a tiny model; returns the recorded steps."""

@@ -34,9 +34,10 @@ class SegmentAttentionPlugin(BasePlugin):
         return f"{__name__}.{SegmentAttentionArgs.__name__}"
 
     def register(self, cfg: Any) -> None:
-        """Keep Axolotl from replacing the attention function when it packs: the replacement follows no segments."""
-        if cfg.get("sdpa_varlen") is None:
-            cfg["sdpa_varlen"] = False
+        """Keep Axolotl from replacing attention functions and layers unasked, as it does for packing and for LoRA."""
+        for option in _TURNED_ON_UNASKED:
+            if cfg.get(option) is None:
+                cfg[option] = False
 
     def pre_model_load(self, cfg: Any) -> None:
         """Refuse options before anything large is loaded."""
@@ -53,6 +54,8 @@ class SegmentAttentionPlugin(BasePlugin):
         """Return the callback that enables the model and checks the rows."""
         return [SegmentAttentionCallback(policy=cfg.get("segment_attention_policy") or "turns")]
 
+
+_TURNED_ON_UNASKED = ("sdpa_varlen", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 _REPLACES = "it replaces what computes attention; leave it out"
 _NOT_VERIFIED = "it is not verified with it; leave it out"
