@@ -17,8 +17,14 @@ __all__ = ["command"]
 def command(
     question: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A folder (model or adapter), a hub id, or smollm2.")
-    ] = "smollm2",
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A folder (model or adapter), a hub id, smollm2, or smollm2-segments: SmolLM2-135M with the adapter "
+            "that comes with the package, which reads with segments.",
+        ),
+    ] = "smollm2-segments",
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     attention: Annotated[Attention, typer.Option(help="auto: segments for a checkpoint tuned with them.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 256,

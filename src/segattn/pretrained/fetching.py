@@ -9,6 +9,7 @@ from typing import Literal
 
 from segattn.pretrained import cache, conversion, hub, registry
 from segattn.pretrained.errors import FetchError
+from segattn.pretrained.shipped import SMOLLM2_SEGMENTS, shipped_adapter
 
 __all__ = ["SMOLLM2", "Source", "fetch", "resolve_model"]
 
@@ -66,8 +67,9 @@ def fetch(model: str = SMOLLM2, *, source: Source = "auto", tell: Callable[[str]
 def resolve_model(name_or_path: str) -> str:
     """Turn what a user calls a model into something that `from_pretrained` takes.
 
-    A folder stays as it is. "smollm2" and its hub id are fetched if need be; another hub id becomes its folder where
-    it was fetched before, and otherwise stays a hub id, for transformers to download.
+    A folder stays as it is. "smollm2" and its hub id are fetched if need be; "smollm2-segments" is the adapter that
+    comes with the package, for which the same model is fetched. Another hub id becomes its folder where it was fetched
+    before, and otherwise stays a hub id, for transformers to download.
 
     Raises:
         FetchError: a path that does not exist, or a model that cannot be fetched.
@@ -78,8 +80,12 @@ def resolve_model(name_or_path: str) -> str:
     model = _SHORT_NAMES.get(name_or_path, name_or_path)
     if model == SMOLLM2:
         return str(fetch(model))
+    if model == SMOLLM2_SEGMENTS:
+        return str(shipped_adapter(fetch(SMOLLM2)))
     if model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1:
-        raise FetchError(f"there is no folder {name_or_path}; expected a model folder, a hub id, or 'smollm2'")
+        raise FetchError(
+            f"there is no folder {name_or_path}; expected a model folder, a hub id, 'smollm2' or 'smollm2-segments'"
+        )
     entry = cache.entry_path(model)
     return str(entry) if cache.entry_problem(entry) is None else model
 
