@@ -61,6 +61,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["adapter", "full", "packed", "adapt"])
 def test_at_every_moment(tiny, tmp_path, kind):
     moments = SLOW if kind == "adapter" else [moment for moment in (*QUICK, *SLOW) if moment != "model half saved"]
@@ -70,6 +71,7 @@ def test_at_every_moment(tiny, tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_from_outside_at_any_time(tiny, tmp_path):
     moments = [f"after {milliseconds / 1000} s" for milliseconds in range(0, 600, 40)]
     run(tiny, tmp_path / "runs", "adapter", moments)
