@@ -19,6 +19,7 @@ from segattn.training import report as report_module
 from segattn.training.adapt_settings import AdaptSettings
 from segattn.training.flags import changed_flags, train_command
 from segattn.training.report import REPORT_FILE, report_run, write_train_report
+from segattn.training.result import curve_of
 from training.conftest import make_samples
 
 TRAINED = {
@@ -151,6 +152,15 @@ def test_whatever_is_missing_or_null_the_rest_is_shown(tmp_path, name, monkeypat
         page = page_of(content, tmp_path)
         assert "Use it" in page.text
         assert "None" not in page.text
+
+
+def test_mixed_training_shows_both_masks(tmp_path):
+    history = [{"step": 0, "eval_loss": 2.5}, {"step": 0, "eval_causal_loss": 1.75}, {"step": 4, "eval_loss": 0.5}]
+    curve = [asdict(point) for point in curve_of(history)]
+    page = page_of(changed(curve=curve), tmp_path)
+    assert page.cells[page.cells.index("step") :][:5] == ["step", "training", "held-out", "held-out, causally", "0"]
+    row = page.cells.index("0")
+    assert page.cells[row : row + 4] == ["0", "", "2.5000", "1.7500"]
 
 
 def test_a_run_of_which_nothing_is_known_has_a_page_too(tmp_path):

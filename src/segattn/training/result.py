@@ -18,12 +18,14 @@ RESULT_FILE = "training_result.json"
 class CurvePoint:
     """Held-out answer loss (nats per answer token) after `step` optimizer steps, under the plain rule.
 
-    While segments open, `opening_loss` is the loss under the bias of the moment; None otherwise.
+    While segments open, `opening_loss` is the loss under the bias of the moment; in mixed training `causal_loss` is
+    that of the same data read causally. None otherwise.
     """
 
     step: int
     loss: float
     opening_loss: float | None = None
+    causal_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,13 @@ class TrainResult:
 
 def curve_of(history: list[dict[str, Any]]) -> list[CurvePoint]:
     """Return the held-out losses in the log of a trainer."""
-    opening = {log["step"]: log["eval_opening_loss"] for log in history if "eval_opening_loss" in log}
+    opening, causal = (
+        {log["step"]: log[name] for log in history if name in log} for name in ("eval_opening_loss", "eval_causal_loss")
+    )
     return [
-        CurvePoint(log["step"], log["eval_loss"], opening.get(log["step"])) for log in history if "eval_loss" in log
+        CurvePoint(log["step"], log["eval_loss"], opening.get(log["step"]), causal.get(log["step"]))
+        for log in history
+        if "eval_loss" in log
     ]
 
 
