@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ def power(table, hops):
     return tuple(torch.linalg.matrix_power(matrix.double(), hops).argmax(-1).tolist())
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32))
 def test_answers_are_right_and_tables_are_one_ring(seed):
     for item in itertools.islice(tables.draw_items(seed), 6):
@@ -51,6 +52,7 @@ def test_an_answer_worked_out_by_hand():
     assert (sample.messages[1]["content"], sample.answer) == ("thrice", "6 0 7 4")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_no_held_out_table_is_learned_from(train, held_out):
     learned, checked = tables.split_items(train, held_out)
