@@ -167,10 +167,10 @@ def run(base, folder, kind, moment, resume):
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
-    if not resume and moment.startswith("after "):  # seconds after the first checkpoint
+    if not resume and moment.startswith("after "):  # milliseconds after the first checkpoint
         while not list(folder.glob("checkpoint-*")) and os.waitpid(process, os.WNOHANG)[0] == 0:
             time.sleep(0.01)
-        time.sleep(float(moment.split()[1]))
+        time.sleep(int(moment.split()[1]) / 1000)
         os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
