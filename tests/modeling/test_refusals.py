@@ -50,6 +50,10 @@ BAD_CALLS = {
         },
         "an attention_mask is given",
     ),
+    "numbered documents": (
+        {"segment_ids": ROW, "attention_mask": torch.tensor([[1] * 6 + [2] * 2])},
+        "attention_mask holds 2; .* position_ids",
+    ),
     "packed, with a cache": (
         {"segment_ids": ROW, "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])},
         "use_cache is on",
@@ -226,7 +230,7 @@ def test_what_needs_an_enabled_model_says_so():
         pass
     with pytest.raises(segattn.UnsupportedModelError, match="not enabled"):
         segattn.modeling.set_opening(stock, -1.0)
-    with pytest.raises(segattn.SegmentError, match="expected a number <= 0"):
+    with pytest.raises(segattn.SegmentError, match="expected numbers <= 0"):
         segattn.modeling.set_opening(segattn.enable(stock), 0.5)
 
 

@@ -4,6 +4,7 @@
 import copy
 
 import pytest
+import torch
 
 from segattn import Segmenter, TemplateError
 from segattn.templates.derive import derive
@@ -75,6 +76,31 @@ def test_an_injected_system_prompt_is_a_segment(smollm2_tokenizer):
     assert start == 0
     assert "You are a helpful AI assistant" in smollm2_tokenizer.decode(batch["input_ids"][start:end])
     assert smollm2_tokenizer.decode(batch["input_ids"][slice(*user)]) == "<|im_start|>user\nHi<|im_end|>\n"
+
+
+# As LLaMA-Factory writes them: no generation prompt, the answer's header follows each question.
+WITH_QUESTIONS = """{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}{{ m.content + '<|im_end|>\n' }}
+{%- elif m.role == 'user' -%}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n<|im_start|>assistant\n' }}
+{%- elif m.role == 'system' -%}{{ '<|im_start|>system\n' + m.content + '<|im_end|>\n' }}{%- endif -%}
+{%- endfor -%}"""
+
+
+def test_a_header_that_follows_each_question_is_the_answers(smollm2_tokenizer):
+    """The same tokens have the same segments, whichever template has written them; plain words are no markers."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = WITH_QUESTIONS
+    segmenter, usual = Segmenter.from_tokenizer(tokenizer), Segmenter.from_tokenizer(smollm2_tokenizer)
+    messages = [
+        {"role": "system", "content": "Be brief, user."},
+        {"role": "user", "content": "Is a user a system?"},
+        {"role": "assistant", "content": "The user is."},
+        {"role": "user", "content": "assistant?"},
+    ]
+    batch = segmenter.apply_chat_template(messages)
+    assert batch["input_ids"] == usual.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert batch["segment_ids"] == usual.segment_ids(torch.tensor([batch["input_ids"]]))[0].tolist()
+    assert max(batch["segment_ids"]) == 2
 
 
 def test_dates_in_an_injected_system_prompt_change_nothing(smollm2_tokenizer):

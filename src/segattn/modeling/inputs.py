@@ -132,6 +132,11 @@ def _checked_values(
 ) -> Tensor:
     """The part of the checks that looks at values."""
     check_segment_ids(ids, padding)
+    if padding is not None and bool((padding > 1).any()):
+        raise SegmentError(
+            f"attention_mask holds {int(padding.max())}; expected 1 for real tokens and 0 for padding. Numbered "
+            "documents would see each other here: pack them with position_ids that begin at 0 in each, and no mask"
+        )
     _refuse_open_segment(ids, past)
     if position_ids is not None:
         _check_packing(ids, position_ids, padding, use_cache)

@@ -59,6 +59,8 @@ def _compare(
     assistant = _assistant_header(generation, before_answer, asked.tail)
     if not assistant:
         assistant = _unconditional_prompt(before_next, user, answered.tail, before_answer)
+    if not assistant:
+        assistant = _header_in_the_question(prober, user, before_answer)
     bos = str(prober.tokenizer.bos_token or "")
     if bos and user.startswith(bos) and not assistant.startswith(bos):
         user = user.removeprefix(bos).lstrip()
@@ -100,6 +102,17 @@ def _unconditional_prompt(before_next: str, user: str, after_answer: str, before
     end = before_next[: before_next.rfind(user)] if user and user in before_next else ""
     prompt = after_answer.removeprefix(end)
     return prompt.lstrip() if end and prompt != after_answer and before_answer.endswith(prompt) else ""
+
+
+def _header_in_the_question(prober: Prober, user: str, before_answer: str) -> str:
+    """The answer's header where the template writes it with each question and knows no generation prompt.
+
+    It begins with the special token that user headers begin with, e.g. `<|im_start|>`.
+    """
+    ids = prober.encode(user).ids
+    head = prober.added.get(ids[0], "") if ids else ""
+    at = before_answer.rfind(head) if head else -1
+    return before_answer[at:] if at >= 0 and before_answer[at + len(head) :].strip() else ""
 
 
 def _shared_end(first: Rendering, second: Rendering) -> str:
