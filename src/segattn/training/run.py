@@ -223,9 +223,7 @@ def _tell_recorded_segmentation(path: str, policy: str, layers: str | None) -> N
     if recorded is not None and recorded.get("policy") != policy:
         logger.warning("%s was tuned with the policy %r and is now tuned with %r", path, recorded["policy"], policy)
     if entry.get("layers") and layers is None:
-        logger.warning(
-            "%s was tuned with segments in some layers and is now tuned with them in all: --layers", path
-        )
+        logger.warning("%s was tuned with segments in some layers and is now tuned with them in all: --layers", path)
 
 
 def _trainer(
