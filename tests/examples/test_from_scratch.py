@@ -2,26 +2,20 @@
 
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from examples.from_scratch import tables, training
+from examples.from_scratch.__main__ import main
+from examples.from_scratch.arms import ARMS
+from examples.from_scratch.checkpoint import make_model
+from examples.from_scratch.encoding import load_data
+from examples.from_scratch.report import draw_curves, interval, report
+from examples.from_scratch.results import add_row, has_row, read_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))
-
-from examples.from_scratch import tables, training  # noqa: E402
-from examples.from_scratch.__main__ import main  # noqa: E402
-from examples.from_scratch.arms import ARMS  # noqa: E402
-from examples.from_scratch.checkpoint import make_model  # noqa: E402
-from examples.from_scratch.encoding import load_data  # noqa: E402
-from examples.from_scratch.report import draw_curves, interval, report  # noqa: E402
-from examples.from_scratch.results import add_row, has_row, read_rows  # noqa: E402
-
-from oracle import loop_mask  # noqa: E402
+from oracle import loop_mask
 
 TINY = training.Effort(steps=4, batch_size=8, train_items=96, held_out_tables=5, curve_items=15, curve_points=2)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segattn.cli.loading import DTYPE_HELP, Attention, Dtype
+from segattn.cli.loading import CHAT_MODEL_HELP, DTYPE_HELP, Attention, Dtype
 from segattn.cli.prefixes import FILE_HELP, open_prefixes
 
 __all__ = ["command"]
@@ -16,15 +16,7 @@ __all__ = ["command"]
 
 def command(
     question: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A folder (model or adapter), a hub id, smollm2, or smollm2-segments: SmolLM2-135M with the adapter "
-            "that comes with the package, which reads with segments.",
-        ),
-    ] = "smollm2-segments",
+    model: Annotated[str, typer.Option("--model", "-m", help=CHAT_MODEL_HELP)] = "smollm2-segments",
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     attention: Annotated[Attention, typer.Option(help="auto: segments for a checkpoint tuned with them.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 256,

@@ -8,12 +8,25 @@ from typing import Any, Literal
 
 from segattn.errors import SegmentAttentionError, TemplateError
 
-__all__ = ["DTYPE_HELP", "AnswerError", "Attention", "ChatModel", "Dtype", "load_chat_model", "load_segmenter"]
+__all__ = [
+    "CHAT_MODEL_HELP",
+    "DTYPE_HELP",
+    "AnswerError",
+    "Attention",
+    "ChatModel",
+    "Dtype",
+    "load_chat_model",
+    "load_segmenter",
+]
 
 Attention = Literal["auto", "segments", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+CHAT_MODEL_HELP = (
+    "A folder (model or adapter), a hub id, smollm2, or smollm2-segments: SmolLM2-135M with the adapter that comes "
+    "with the package, which reads with segments."
+)
 DTYPE_HELP = "auto: as the checkpoint was saved, but float32 where the processor would only emulate bfloat16."
 
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling import is_enabled, segmenter_of
+from segattn.training.parallelism import check_parallelism
 
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
 
-__all__ = ["check_options", "check_parallelism", "copy_of", "segmenter_to_train_with"]
+__all__ = ["check_options", "copy_of", "segmenter_to_train_with"]
 
 
 def segmenter_to_train_with(model: Any) -> "Segmenter":
@@ -38,8 +39,10 @@ def check_options(options: dict[str, Any], segmenter: "Segmenter") -> None:
     """Refuse what would drop the mask or tokenize past the segmenter; the tokenizer is the segmenter's by default.
 
     Raises:
-        UnsupportedModelError: a processor of images, or Liger kernels.
+        UnsupportedModelError: a processor of images, Liger kernels, or processes that share no data in parallel.
     """
+    if options.get("args") is not None:
+        check_parallelism(options["args"], options.get("model"))
     given = options.get("processing_class")
     if given is None:
         options["processing_class"] = segmenter.tokenizer
@@ -51,19 +54,6 @@ def check_options(options: dict[str, Any], segmenter: "Segmenter") -> None:
     if getattr(options.get("args"), "use_liger_kernel", False):
         raise UnsupportedModelError(
             "use_liger_kernel cannot be used here: its kernels are not verified with a segment mask. Leave it out"
-        )
-
-
-def check_parallelism(trainer: Any) -> None:
-    """Refuse context and sequence parallelism, known once the trainer has its accelerator.
-
-    Raises:
-        UnsupportedModelError: one of them is on.
-    """
-    parallel = trainer.accelerator.parallelism_config
-    if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
-        raise UnsupportedModelError(
-            "context and sequence parallelism replace the attention mask by a causal one; use data parallelism"
         )
 
 

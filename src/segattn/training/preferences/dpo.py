@@ -10,7 +10,7 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling import causal, enable, is_enabled
 from segattn.training.cutting import TooLong
 from segattn.training.dataset import EncodedData
-from segattn.training.preferences.checks import check_options, check_parallelism, copy_of, segmenter_to_train_with
+from segattn.training.preferences.checks import check_options, copy_of, segmenter_to_train_with
 from segattn.training.preferences.collator import SegmentPreferenceCollator
 from segattn.training.preferences.pairs import LEFT_OUT, PairSegments
 from segattn.training.preferences.tokens import SegmentTokenizer
@@ -72,7 +72,6 @@ class SegmentDPOTrainer(DPOTrainer):
         super().__init__(**options)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
         enable(self.model)
-        check_parallelism(self)
 
     def _set_reference(self, options: dict[str, Any]) -> None:
         model, args = options["model"], options["args"]

@@ -13,7 +13,7 @@ from segattn.errors import UnsupportedModelError
 from segattn.modeling import enable, is_enabled
 from segattn.modeling.segmentation_entry import CONFIG_KEY, read_segmentation
 from segattn.segments import pad_segment_ids
-from segattn.training.preferences.checks import check_options, check_parallelism, copy_of, segmenter_to_train_with
+from segattn.training.preferences.checks import check_options, copy_of, segmenter_to_train_with
 from segattn.training.preferences.tokens import SegmentTokenizer
 
 __all__ = ["SegmentGRPOTrainer"]
@@ -52,7 +52,6 @@ class SegmentGRPOTrainer(GRPOTrainer):
             super().__init__(**options)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
         enable(self.model)
-        check_parallelism(self)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         tokenizer = SegmentTokenizer(self._segmenter)

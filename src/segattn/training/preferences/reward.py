@@ -11,7 +11,7 @@ from segattn.data import DataError
 from segattn.errors import SegmentError
 from segattn.modeling import enable
 from segattn.segments import CAUSAL
-from segattn.training.preferences.checks import check_options, check_parallelism, segmenter_to_train_with
+from segattn.training.preferences.checks import check_options, segmenter_to_train_with
 from segattn.training.preferences.tokens import SegmentTokenizer
 
 __all__ = ["SegmentRewardCollator", "SegmentRewardTrainer"]
@@ -72,7 +72,6 @@ class SegmentRewardTrainer(RewardTrainer):
         super().__init__(**options)
         # TRL may have wrapped the model in an adapter: the wrapper must save the segmentation too.
         enable(self.model)
-        check_parallelism(self)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:  # noqa: ARG002
         # TRL would leave rows over max_length out without a word.
