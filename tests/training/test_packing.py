@@ -196,7 +196,7 @@ def test_held_out_loss_is_the_same_packed_and_padded(tmp_path, flags):
 
 
 def test_opening_works_on_packed_rows(tmp_path):
-    options = {"opening_steps": 2, "max_steps": 2}
+    options = {"ours": {"opening_steps": 2}, "max_steps": 2}
     _, padded, _ = first_step(tmp_path / "padded", "turns", **options)
     _, plain, _ = first_step(tmp_path / "plain", "turns", max_steps=2)
     _, joined, _ = first_step(tmp_path / "joined", "turns", **options, **FLAGS[0])
