@@ -20,6 +20,8 @@ RESULTS = Path(__file__).parent / "results" / "cells.jsonl"
 PAGE = ROOT / "docs" / "opening.md"
 PICTURE = ROOT / "docs" / "opening.png"
 
+SEEDS = 3
+
 Row = dict[str, Any]
 Cells = dict[str, dict[str, dict[int, Row]]]
 """task -> arm -> seed -> row."""
@@ -68,7 +70,12 @@ def read(file: Path) -> Cells:
 
 def page(cells: Cells) -> str:
     """Return the page."""
-    parts = [HEAD, "![Held-out answer loss over the steps](opening.png)\n"]
+    done = sum(len(seeds) for arms in cells.values() for seeds in arms.values())
+    planned = len(TASKS) * len(ARMS) * SEEDS
+    parts = [HEAD]
+    if done < planned:
+        parts.append(f"**{done} of {planned} cells were run so far**; one seed of an arm shows nothing yet.\n")
+    parts += ["![Held-out answer loss over the steps](opening.png)\n"]
     for task in (name for name in TASKS if name in cells):
         parts += [f"## {task}\n", outcomes(cells[task]), differences(cells[task])]
     parts += ["## Attention to the keys ahead\n", attention(cells)]
