@@ -52,15 +52,17 @@ def _packages() -> list[Check]:
     declared = requirements()
     seen: set[str] = set()
     checks = []
-    for extra in sorted((name for name in declared if name != "all"), key=_importance):
+    # Of extras that hold one another the smaller first, so that each package stands with the one that is about it.
+    for extra in sorted((name for name in declared if name != "all"), key=lambda name: _importance(name, declared)):
         new = [(name, least) for name, least in declared[extra] if name not in seen]
         seen.update(name for name, _ in new)
         checks.append(_extra(extra, new))
     return checks
 
 
-def _importance(extra: str) -> tuple[int, str]:
-    return (_NEEDED_EXTRAS.index(extra) if extra in _NEEDED_EXTRAS else len(_NEEDED_EXTRAS), extra)
+def _importance(extra: str, declared: dict[str, list[tuple[str, str]]]) -> tuple[int, int, str]:
+    needed = _NEEDED_EXTRAS.index(extra) if extra in _NEEDED_EXTRAS else len(_NEEDED_EXTRAS)
+    return needed, len(declared[extra]), extra
 
 
 def _extra(extra: str, needed: list[tuple[str, str]]) -> Check:
