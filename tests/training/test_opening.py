@@ -55,7 +55,7 @@ def test_it_never_falls_and_is_gone_in_the_end(steps, schedule, layers, data):
 
 
 def test_learned_factors_are_on_the_linear_bias_and_end_with_it():
-    opening = Opening(segattn.enable(tiny()), 4, "learned", 2, 4)
+    opening = Opening(segattn.enable(tiny()), 4, "learned")
     torch.testing.assert_close(opening.bias(1), torch.full((2, 4), -6.0))  # untrained: the linear bias itself
     with torch.no_grad():
         opening.factors[0, 1] = 100.0
@@ -67,7 +67,7 @@ def test_learned_factors_are_on_the_linear_bias_and_end_with_it():
 
 
 def test_what_was_learned_comes_back(tmp_path):
-    first, second = (Opening(segattn.enable(tiny()), 4, "learned", 2, 4) for _ in range(2))
+    first, second = (Opening(segattn.enable(tiny()), 4, "learned") for _ in range(2))
     torch.nn.init.normal_(first.factors)
     first.save(tmp_path)
     second.load(tmp_path)
@@ -78,7 +78,7 @@ def test_what_was_learned_comes_back(tmp_path):
 def test_a_model_whose_layers_share_one_mask_is_refused(schedule):
     model = segattn.enable(tiny(), backend="dense")
     with pytest.raises(segattn.UnsupportedModelError, match="one number for all"):
-        Opening(model, 4, schedule, 2, 4)
+        Opening(model, 4, schedule)
 
 
 def tiny():

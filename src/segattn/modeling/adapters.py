@@ -146,7 +146,8 @@ def _load_adapter(cls: type[Any]) -> Any:
         if state is not None and path is not None:
             saved, layers = (None, None) if entry is None else (entry["segmenter"], entry["layers"])
             segmenter = None if saved is None else Segmenter.from_dict(saved)
-            state.adapters[name] = Recorded(entry is not None, segmenter, chosen_layers(layers, layer_count(inner)))
+            chosen = None if layers is None else chosen_layers(layers, layer_count(inner))
+            state.adapters[name] = Recorded(entry is not None, segmenter, chosen)
         return result
 
     return load_adapter

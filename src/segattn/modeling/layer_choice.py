@@ -6,12 +6,17 @@ from typing import Any
 
 from segattn.errors import SegmentError
 
-__all__ = ["chosen_layers", "layer_count"]
+__all__ = ["chosen_layers", "head_count", "layer_count"]
 
 
 def layer_count(model: Any) -> int:
     """Return how many decoder layers a transformers model has."""
     return int(model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def head_count(model: Any) -> int:
+    """Return how many query heads a layer of a transformers model has; 1 where its config does not say."""
+    return int(getattr(model.config.get_text_config(decoder=True), "num_attention_heads", 1) or 1)
 
 
 def chosen_layers(layers: "str | Iterable[int] | None", count: int) -> tuple[int, ...] | None:

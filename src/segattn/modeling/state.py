@@ -11,6 +11,7 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling.adapters import Recorded, active_adapters, agreed, refuse_virtual_tokens
 from segattn.modeling.forward_pass import ForwardPass, causal_block, is_causal
 from segattn.modeling.inputs import cached_length, check_inputs, checked_ids, document_borders, padding_of, refuse
+from segattn.modeling.layer_choice import head_count
 from segattn.segments import pad_segment_ids
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class SegmentState:
         self.base_implementation = base_implementation
         self.backend = backend
         self.slices = slices
-        self.heads = int(getattr(model.config.get_text_config(decoder=True), "num_attention_heads", 1) or 1)
+        self.heads = head_count(model)
         self.own_layers = layers
         self.opening_bias: float | Tensor | None = None
         self.adapters: dict[str, Recorded] = {}

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 
 from segattn.errors import UnsupportedModelError
 from segattn.modeling import set_opening
+from segattn.modeling.families import pretrained_model_of
+from segattn.modeling.layer_choice import head_count, layer_count
 
 __all__ = ["OPENING_START", "SCHEDULES", "Opening", "OpeningSchedule", "opening_bias"]
 
@@ -65,22 +67,26 @@ class Opening(TrainerCallback):
         model: enabled.
         steps: over how many steps segments open; 0 for the plain rule from the start.
         schedule: see `OpeningSchedule`.
-        layers: of the model.
-        heads: query heads of a layer.
+
+    Raises:
+        UnsupportedModelError: a schedule by layer or head, and a model whose layers share one mask.
     """
 
-    def __init__(self, model: Any, steps: int, schedule: str, layers: int, heads: int) -> None:
+    def __init__(self, model: Any, steps: int, schedule: str) -> None:
         self.model = model
         self.steps = steps
         self.schedule = schedule
-        self.layers = layers
+        self.layers = 1  # as many as differ
         self.factors: torch.nn.Parameter | None = None
-        if schedule == "learned" and steps:
-            self.factors = torch.nn.Parameter(torch.zeros(layers, heads))
-        if steps and schedule not in ("linear", "probability"):
-            # Refuses models whose layers share one mask, before anything is trained.
-            set_opening(model, torch.full((layers,), OPENING_START))
-            set_opening(model, None)
+        if not steps or schedule in ("linear", "probability"):
+            return
+        inner = pretrained_model_of(model)
+        self.layers = layer_count(inner)
+        # Refuses models whose layers share one mask, before anything is trained.
+        set_opening(model, torch.full((self.layers,), OPENING_START))
+        set_opening(model, None)
+        if schedule == "learned":
+            self.factors = torch.nn.Parameter(torch.zeros(self.layers, head_count(inner)))
 
     def bias(self, step: int) -> "float | Tensor | None":
         """Return the bias after `step` finished steps: a number, (layers,), (layers, heads), or None."""

@@ -13,8 +13,6 @@ from trl import SFTTrainer
 
 from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling import causal, enable, is_enabled, set_opening
-from segattn.modeling.families import pretrained_model_of
-from segattn.modeling.layer_choice import layer_count
 from segattn.segments import IGNORED_LABEL
 from segattn.training.answer_head import score_answers_only
 from segattn.training.collator import SegmentCollator
@@ -110,9 +108,7 @@ class SegmentSFTTrainer(ResumableTrainer, SFTTrainer):
                 "opening_schedule 'learned' runs in one process: what it learns lies outside of the model, and would "
                 "not be shared between processes. Use another schedule"
             )
-        inner = pretrained_model_of(self.model)
-        heads = int(getattr(inner.config.get_text_config(decoder=True), "num_attention_heads", 1) or 1)
-        return Opening(self.model, steps, schedule, layer_count(inner), heads)
+        return Opening(self.model, steps, schedule)
 
     @staticmethod
     def _join_rows(options: dict[str, Any]) -> None:
