@@ -6,22 +6,20 @@ from typing import Any
 import torch
 
 from segattn.data import Encoder, Sample
+from segattn.modeling import segmenter_of
 
 __all__ = ["ahead_mass"]
 
 
 @torch.no_grad()
-def ahead_mass(model: Any, tokenizer: Any, items: Sequence[Sample]) -> list[list[float]]:
+def ahead_mass(model: Any, items: Sequence[Sample]) -> list[list[float]]:
     """Return the share of attention that goes ahead, a mean over queries that have a key ahead: layers x heads.
 
     Args:
         model: enabled, with attn_implementation="eager", which returns weights.
-        tokenizer: its tokenizer.
         items: prompts.
     """
-    del tokenizer
-    segmenter = model.get_base_model()._segattn_state.segmenter
-    encoder = Encoder(segmenter)
+    encoder = Encoder(segmenter_of(model))
     total: Any = 0.0
     queries = 0
     for item in items:

@@ -22,6 +22,7 @@ BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
 CURVE_POINTS = 8
 AHEAD_ITEMS = 24
+MASKS = ("segments", "causal")
 
 
 def run_cell(arm: str, task: Task, seed: int, model: str, train_samples: list[Sample], items: list[Sample]) -> Any:
@@ -36,7 +37,8 @@ def run_cell(arm: str, task: Task, seed: int, model: str, train_samples: list[Sa
         measured = {mask: _measured(tuned, tokenizer, segmenter, items, mask, task) for mask in MASKS}
         ahead = None
         if ARMS[arm].get("attention") != "causal":
-            ahead = ahead_mass(*from_pretrained(folder, attn_implementation="eager"), items[:AHEAD_ITEMS])
+            weighing, _ = from_pretrained(folder, attn_implementation="eager")
+            ahead = ahead_mass(weighing, items[:AHEAD_ITEMS])
     return {
         "steps": task.steps,
         "curve": [[point.step, point.loss, point.opening_loss] for point in result.curve],
@@ -46,9 +48,6 @@ def run_cell(arm: str, task: Task, seed: int, model: str, train_samples: list[Sa
         "train_seconds": round(trained - start),
         "seconds": round(time.perf_counter() - start),
     }
-
-
-MASKS = ("segments", "causal")
 
 
 def _tuned(

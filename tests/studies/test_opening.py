@@ -14,7 +14,8 @@ from studies.opening.arms import ARMS, TASKS, Task, task_samples
 from studies.opening.cell import run_cell
 
 from cli.tiny_chat import save_checkpoint
-from segattn.training import TrainSettings
+from segattn.training import ModelSettings, SFTSettings, TrainSettings
+from segattn.training.settings import check_settings
 
 
 def test_the_page_is_what_the_results_say():
@@ -33,7 +34,9 @@ def test_every_cell_of_the_results_is_whole():
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_a_run_of_train(arm):
     own = {name: value for name, value in ARMS[arm].items() if name not in ("learning_rate", "lora_target_modules")}
-    TrainSettings(**{**own, **({"opening_steps": 2} if "opening_steps" in own else {})})
+    settings = TrainSettings(**{**own, **({"opening_steps": 2} if "opening_steps" in own else {})})
+    check_settings(settings, SFTSettings(bf16=False), ModelSettings())
+    assert settings.attention == page.own_mask(arm)
 
 
 def test_an_interval_by_hand():

@@ -68,14 +68,7 @@ def train(
         sft.note(asdict(settings))
     clock = _Clock()
     train_samples, held_out_list = _load_data(settings, sft, samples, held_out)
-    chats = any(isinstance(sample, Sample) for sample in train_samples)
-    if chats and settings.attention == "segments":
-        _tell_mixture(train_samples)
-    if chats and settings.policy == "documents":
-        raise DataError(
-            "--policy documents is for texts with spans (fields text, spans), but there are chats in the data, whose "
-            "segments are their messages; use --policy turns or prefix"
-        )
+    chats = _holds_chats(train_samples, settings)
     network, tokenizer, segmenter = _load_model(settings, sft, model, chats=chats)
     clock.lap("load")
     data = _encode(train_samples, "training", settings, sft, segmenter, tokenizer)
@@ -138,12 +131,21 @@ def _load_data(
     return train_samples, held_out_samples(settings.held_out, source, limit=settings.held_out_samples, seed=sft.seed)
 
 
-def _tell_mixture(samples: list[Sample | SpanText]) -> None:
-    if any(isinstance(sample, SpanText) for sample in samples):
+def _holds_chats(samples: list[Sample | SpanText], settings: TrainSettings) -> bool:
+    """Whether there are chats in the data, whose segments are their messages."""
+    if not any(isinstance(sample, Sample) for sample in samples):
+        return False
+    if settings.policy == "documents":
+        raise DataError(
+            "--policy documents is for texts with spans (fields text, spans), but there are chats in the data, whose "
+            "segments are their messages; use --policy turns or prefix"
+        )
+    if settings.attention == "segments" and any(isinstance(sample, SpanText) for sample in samples):
         logger.warning(
             "chats and texts with spans are trained together; the checkpoint records the segments of chats, "
             "so pass segment_ids when texts with spans are run"
         )
+    return True
 
 
 def _encode(

@@ -1,6 +1,8 @@
 """What every trainer of this room asks of its model and options before TRL sees them."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from segattn.errors import SegmentError, UnsupportedModelError
@@ -10,7 +12,7 @@ from segattn.training.parallelism import check_parallelism
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
 
-__all__ = ["check_options", "copy_of", "segmenter_to_train_with"]
+__all__ = ["check_options", "copy_of", "segmenter_to_train_with", "uncut"]
 
 
 def segmenter_to_train_with(model: Any) -> "Segmenter":
@@ -55,6 +57,16 @@ def check_options(options: dict[str, Any], segmenter: "Segmenter") -> None:
         raise UnsupportedModelError(
             "use_liger_kernel cannot be used here: its kernels are not verified with a segment mask. Leave it out"
         )
+
+
+@contextmanager
+def uncut(args: Any) -> Iterator[int | None]:
+    """Keep TRL from cutting or dropping rows over max_length inside the block; yields max_length."""
+    max_length, args.max_length = args.max_length, None
+    try:
+        yield max_length
+    finally:
+        args.max_length = max_length
 
 
 def copy_of(model: Any) -> Any:

@@ -10,7 +10,7 @@ from segattn.errors import SegmentError, UnsupportedModelError
 from segattn.modeling import causal, enable, is_enabled
 from segattn.training.cutting import TooLong
 from segattn.training.dataset import EncodedData
-from segattn.training.preferences.checks import check_options, copy_of, segmenter_to_train_with
+from segattn.training.preferences.checks import check_options, copy_of, segmenter_to_train_with, uncut
 from segattn.training.preferences.collator import SegmentPreferenceCollator
 from segattn.training.preferences.pairs import LEFT_OUT, PairSegments
 from segattn.training.preferences.tokens import SegmentTokenizer
@@ -88,12 +88,8 @@ class SegmentDPOTrainer(DPOTrainer):
             )
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:  # noqa: ARG002
-        # TRL would cut and drop rows over max_length; they are seen to below.
-        max_length, args.max_length = args.max_length, None
-        try:
+        with uncut(args) as max_length:
             rows = super()._prepare_dataset(dataset, SegmentTokenizer(self._segmenter), args, dataset_name)
-        finally:
-            args.max_length = max_length
         segments = PairSegments(self._segmenter, max_length, self.too_long)
         if not hasattr(rows, "num_rows"):  # a stream
             return rows.map(segments).filter(_is_kept)

@@ -11,7 +11,7 @@ from segattn.data import DataError
 from segattn.errors import SegmentError
 from segattn.modeling import enable
 from segattn.segments import CAUSAL
-from segattn.training.preferences.checks import check_options, segmenter_to_train_with
+from segattn.training.preferences.checks import check_options, segmenter_to_train_with, uncut
 from segattn.training.preferences.tokens import SegmentTokenizer
 
 __all__ = ["SegmentRewardCollator", "SegmentRewardTrainer"]
@@ -74,12 +74,8 @@ class SegmentRewardTrainer(RewardTrainer):
         enable(self.model)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:  # noqa: ARG002
-        # TRL would leave rows over max_length out without a word.
-        max_length, args.max_length = args.max_length, None
-        try:
+        with uncut(args) as max_length:
             rows = super()._prepare_dataset(dataset, SegmentTokenizer(self._segmenter), args, dataset_name)
-        finally:
-            args.max_length = max_length
         return rows.map(_Segments(self._segmenter, max_length))
 
     def _set_signature_columns_if_needed(self) -> None:
