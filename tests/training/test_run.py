@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 import segattn
@@ -17,6 +19,7 @@ from segattn.data import DataError, Encoder, Sample, SpanText
 from segattn.evaluation import answer_loss
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
 from segattn.training.trainer import SegmentSFTTrainer
+from templates.test_restricted import pieces, row
 from training.conftest import make_samples
 
 SAMPLES = make_samples(7)
@@ -70,6 +73,45 @@ def test_a_saved_run_comes_back_with_the_same_logits(tiny, tmp_path, attention, 
     assert not torch.allclose(causal, logits(make_model()), atol=1e-2)  # it did learn something
     recorded = json.loads((tmp_path / "out" / "segment_attention.json").read_text())
     assert recorded["segmenter"]["policy"] == policy == result.segmenter.policy
+
+
+def test_segments_of_some_roles_in_pieces_are_learned_and_come_back(tiny, tmp_path, monkeypatch):
+    """What a step is given equals the rows written by hand; the checkpoint records the choice."""
+    chats = [replace(one, messages=({"role": "system", "content": "Add."}, *one.messages)) for one in SAMPLES]
+    given = []
+    step = SegmentSFTTrainer.training_step
+
+    def watched(trainer, model, inputs, *args, **kwargs):
+        given.extend(zip(inputs["input_ids"].tolist(), inputs["segment_ids"].tolist(), strict=True))
+        return step(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(SegmentSFTTrainer, "training_step", watched)
+    settings = TrainSettings(causal_roles=["system"], max_segment_length=9)
+    train(settings, sft(tmp_path / "out"), lora(tiny), samples=chats)
+    want = {}
+    for chat in chats:
+        ids, segments = row(chat.conversation, ["system"], generation_prompt=False)
+        want[tuple(ids)] = pieces(segments, 9)
+    assert given
+    for ids, segments in given:
+        real = next(row for row in want if tuple(ids[: len(row)]) == row)  # padding follows
+        assert segments == want[real] + [-1] * (len(ids) - len(real))
+        assert max(segments) >= 1
+    loaded, _ = segattn.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([given[0][0]])
+    assert segattn.modeling.segmenter_of(loaded).segment_ids(ids)[0].tolist() == given[0][1]
+
+
+def test_callbacks_of_the_caller_are_called(tiny, tmp_path):
+    class Counting(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.steps += 1
+
+    counting = Counting()
+    train(TrainSettings(), sft(tmp_path / "out"), lora(tiny), samples=SAMPLES, callbacks=[counting])
+    assert counting.steps == 3
 
 
 def test_all_weights_can_be_trained(tiny, tmp_path):
@@ -293,6 +335,7 @@ def test_held_out_data_is_the_dev_split_unless_named(tiny, tmp_path):
         ({"completion_only_loss": False}, {}, "leak inside segments"),
         ({}, {"opening_steps": -1}, "opening_steps is -1"),
         ({}, {"opening_steps": 2, "attention": "causal"}, "attention is causal"),
+        ({}, {"max_segment_length": 9, "attention": "causal"}, "max_segment_length is about segments"),
     ],
 )
 def test_options_that_drop_the_mask_are_refused(tiny, tmp_path, options, settings, message):

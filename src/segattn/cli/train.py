@@ -28,6 +28,8 @@ Data and mask:
 - `--held_out`  held-out data for the answer loss; default: the dev split of `--data`. `--held_out_samples` 200
 - `--attention`  segments (default) or causal; recorded in the checkpoint
 - `--policy`  turns (default), prefix, or documents (texts with spans)
+- `--causal_roles`  messages of these roles stay causal, e.g. system; `--max_segment_length` splits longer segments into
+  pieces. The checkpoint records both
 - `--opening_steps`  open the segments gradually over this many steps; `--opening_schedule` says how: linear (default),
   probability, bottom_up, top_down or learned
 - `--layers`  segments in these layers only, e.g. 0-14; the checkpoint records it

@@ -31,8 +31,8 @@ def _mask_function(base: str) -> Callable[..., Any]:
 
     def mask(**arguments: Any) -> Any:
         under_way = current()
-        # A model of the same class, built from an enabled one's config, names this function too: the frozen reference of
-        # a preference trainer. It may run inside of a pass, or after one that an interrupt left behind.
+        # A model built from an enabled one's config names this function too: the frozen reference of a preference
+        # trainer. It may run inside of a pass, or after one that an interrupt left behind.
         if under_way is None or not under_way.state.owns(arguments.get("config")):
             raise UnsupportedModelError(
                 "an attention mask was asked for outside of the enabled model's forward or generate, where the "

@@ -49,10 +49,14 @@ class MarkerTable:
         markers: the markers; where several match at one position, the longest wins.
         leading_segment: text between the start of the row (or a BOS) and the first marker is a segment: the
             template writes its system prompt there without a header.
+        causal_roles: messages of these roles are read causally; what is a message does not change.
+        max_segment_length: longer segments are split, from their beginning, into pieces of this many tokens.
     """
 
     markers: tuple[Marker, ...]
     leading_segment: bool = False
+    causal_roles: tuple[str, ...] = ()
+    max_segment_length: int | None = None
     _by_first: dict[int, list[Marker]] = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -80,23 +84,39 @@ class MarkerTable:
         """Return the segments of a row as (start, end) pairs, end exclusive, in ascending order."""
         if policy == "causal":
             return []
-        walk = _Walk(merge=policy == "prefix", leading_segment=self.leading_segment)
+        found = self._walk(ids, merge=policy == "prefix", causal_roles=self.causal_roles)
+        length = self.max_segment_length
+        if length is None:
+            return found
+        return [(at, min(at + length, end)) for start, end in found for at in range(start, end, length)]
+
+    def inside(self, ids: Sequence[int]) -> list[bool]:
+        """Return for each token of a row whether it lies in a message that is no answer, read causally or not."""
+        inside = [False] * len(ids)
+        for start, end in self._walk(ids):
+            inside[start:end] = [True] * (end - start)
+        return inside
+
+    def _walk(
+        self, ids: Sequence[int], *, merge: bool = False, causal_roles: Sequence[str] = ()
+    ) -> list[tuple[int, int]]:
+        walk = _Walk(merge, self.leading_segment and "system" not in causal_roles, causal_roles)
         for event in self.events(ids):
             walk.step(event)
         return walk.finish(len(ids))
 
-    def inside(self, ids: Sequence[int]) -> list[bool]:
-        """Return for each token of a row whether it lies in a message that is a segment."""
-        inside = [False] * len(ids)
-        for start, end in self.spans(ids, "turns"):
-            inside[start:end] = [True] * (end - start)
-        return inside
+    def told_roles(self) -> tuple[str, ...]:
+        """The roles whose messages can be read causally while those of other roles stay segments."""
+        roles = [marker.role for marker in self.markers if marker.kind == "segment"]
+        return tuple(dict.fromkeys(["system", *roles] if self.leading_segment else roles))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as JSON types."""
         return {
             "markers": [{"kind": m.kind, "role": m.role, "ids": list(m.ids), "text": m.text} for m in self.markers],
             "leading_segment": self.leading_segment,
+            **({"causal_roles": list(self.causal_roles)} if self.causal_roles else {}),
+            **({} if self.max_segment_length is None else {"max_segment_length": self.max_segment_length}),
         }
 
     @classmethod
@@ -112,6 +132,9 @@ class MarkerTable:
                 for m in data["markers"]
             )
             leading = bool(data["leading_segment"])
+            causal_roles = tuple(str(role) for role in data.get("causal_roles", ()))
+            longest = data.get("max_segment_length")
+            longest = None if longest is None else int(longest)
         except (KeyError, TypeError, ValueError) as error:
             raise SegmentError(
                 f"a saved segmenter holds malformed markers ({type(error).__name__}: {error}); expected what "
@@ -123,7 +146,7 @@ class MarkerTable:
                     f"a saved segmenter holds the marker {marker}; expected a kind from {', '.join(KINDS)} and at "
                     "least one token id. Derive the segmenter again with Segmenter.from_tokenizer(tokenizer)"
                 )
-        return cls(markers, leading)
+        return cls(markers, leading, causal_roles, longest)
 
 
 def check_distinct(markers: Sequence[Marker]) -> None:
@@ -146,9 +169,10 @@ def check_distinct(markers: Sequence[Marker]) -> None:
 class _Walk:
     """The state of one pass over the markers of a row: which segment is open, and where it began."""
 
-    def __init__(self, merge: bool, leading_segment: bool) -> None:
+    def __init__(self, merge: bool, leading_segment: bool, causal_roles: Sequence[str]) -> None:
         self.merge = merge
         self.leading_segment = leading_segment
+        self.causal_roles = causal_roles
         self.spans: list[tuple[int, int]] = []
         self.open_at: int | None = None
         self.last: Event | None = None
@@ -158,6 +182,8 @@ class _Walk:
 
     def step(self, event: Event) -> None:
         kind = event.marker.kind
+        if kind == "segment" and event.marker.role in self.causal_roles:
+            kind = "causal"
         if kind == "bos":
             self._end(event.start)
             self.headless_at = event.end if self.leading_segment else None

@@ -1,6 +1,7 @@
 """The Segmenter: chats and token ids to segment ids."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Segmenter"]
 
 _VERSION = 1
+# Written where a segmenter is restricted: a segattn that does not know of this must not read past it.
+_VERSION_RESTRICTED = 2
 
 # Arguments of transformers' apply_chat_template that have one possible value here, and why.
 _FIXED = {
@@ -36,7 +39,8 @@ class Segmenter:
     Token ids are the canonical path: training, generation and serving give the same segments for the same ids.
     Under the policy "turns" every system, user and tool message, with its header and end markers (and the line
     break after them), is one segment; answers, their headers, the generation prompt and BOS are causal (-1).
-    Under "prefix" all messages between two answers are one segment; under "causal" there are none.
+    Under "prefix" all messages between two answers are one segment; under "causal" there are none. `restricted` leaves
+    messages of some roles causal, or splits long segments.
 
     Raw ids are trusted: a special token id that was put there by hand, or by tokenizing a whole rendered text in
     which a user typed it, counts as a marker. `apply_chat_template` keeps typed markers apart.
@@ -117,11 +121,12 @@ class Segmenter:
             SegmentError: another format, or malformed.
             TemplateError: the tokenizer gives the marker ids another text.
         """
-        if not isinstance(data, Mapping) or data.get("version") != _VERSION or "policy" not in data:
+        versions = (_VERSION, _VERSION_RESTRICTED)
+        if not isinstance(data, Mapping) or data.get("version") not in versions or "policy" not in data:
             given = data.get("version") if isinstance(data, Mapping) else type(data).__name__
             raise SegmentError(
-                f"a saved segmenter has version {given!r}; expected a dict with version {_VERSION} from "
-                "Segmenter.to_dict(). A newer segattn may have written it: upgrade, or derive it again"
+                f"a saved segmenter has version {given!r}; expected a dict with version {_VERSION} or "
+                f"{_VERSION_RESTRICTED} from Segmenter.to_dict(). A newer segattn may have written it: upgrade, or derive it again"
             )
         table = MarkerTable.from_dict(data)
         if tokenizer is not None:
@@ -137,8 +142,9 @@ class Segmenter:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the segmenter as JSON types, without its tokenizer."""
+        restricted = self._table.causal_roles or self._table.max_segment_length is not None
         return {
-            "version": _VERSION,
+            "version": _VERSION_RESTRICTED if restricted else _VERSION,
             "policy": self._policy,
             **self._table.to_dict(),
             "roles": None if self._roles is None else list(self._roles),
@@ -157,9 +163,35 @@ class Segmenter:
 
     def with_policy(self, policy: str) -> "Segmenter":
         """Return a segmenter of the same markers and another policy."""
-        return Segmenter(
-            self._table, policy, roles=self._roles, special_texts=self._special_texts, tokenizer=self._tokenizer
-        )
+        return self._with(self._table, policy)
+
+    def restricted(self, *, causal_roles: Sequence[str] = (), max_segment_length: int | None = None) -> "Segmenter":
+        """Return a segmenter that leaves some messages causal, or splits long segments. Checkpoints record it.
+
+        Args:
+            causal_roles: messages of these roles are read causally, e.g. ("system",).
+            max_segment_length: segments of more tokens are split, from their beginning, into pieces of this many; the
+                last piece holds the rest. A token then sees its own piece whole, and everything before it.
+
+        Raises:
+            SegmentError: a length below 1, or a role whose messages the markers do not tell from others.
+        """
+        if max_segment_length is not None and (
+            not isinstance(max_segment_length, int) or isinstance(max_segment_length, bool) or max_segment_length < 1
+        ):
+            raise SegmentError(f"max_segment_length is {max_segment_length!r}; expected a number of tokens, at least 1")
+        told = self._table.told_roles()
+        unknown = [role for role in causal_roles if role not in told]
+        if isinstance(causal_roles, str) or unknown:
+            raise SegmentError(
+                f"causal_roles is {causal_roles!r}; expected a list of roles whose messages have markers of their own "
+                f"in this template: {', '.join(told)}"
+            )
+        table = replace(self._table, causal_roles=tuple(causal_roles), max_segment_length=max_segment_length)
+        return self._with(table, self._policy)
+
+    def _with(self, table: MarkerTable, policy: str) -> "Segmenter":
+        return Segmenter(table, policy, roles=self._roles, special_texts=self._special_texts, tokenizer=self._tokenizer)
 
     def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Return the segments of one row of token ids (no padding) as (start, end) pairs, end exclusive, ascending.
@@ -282,6 +314,10 @@ class Segmenter:
             lines.append(f"{marker.kind:8} {marker.role:10} {marker.text!r} {list(marker.ids)}")
         if self._table.leading_segment:
             lines.append("segment  system     text before the first marker")
+        if self._table.causal_roles:
+            lines.append(f"read causally: {', '.join(self._table.causal_roles)}")
+        if self._table.max_segment_length is not None:
+            lines.append(f"segments are split after {self._table.max_segment_length} tokens")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

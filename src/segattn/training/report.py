@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segattn.reports.numbers import interval_text
 from segattn.reports.page import ReportError, write_page
 from segattn.reports.pictures import draw_token_rates, draw_training, svg
 from segattn.training.adapt_settings import AdaptSettings
@@ -156,13 +157,7 @@ def _adapt_flag(name: str, value: Any) -> list[str]:
 
 def _agreement(report: Mapping[str, Any] | None) -> dict[str, list[str]]:
     students: Mapping[str, Any] = (report or {}).get("students") or {}
-    return {
-        name: [
-            f"{row[key]['value']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})" if key in row else ""
-            for key in _MEASURES
-        ]
-        for name, row in students.items()
-    }
+    return {name: [interval_text(row.get(key)) for key in _MEASURES] for name, row in students.items()}
 
 
 def _page(result: Mapping[str, Any], content: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:

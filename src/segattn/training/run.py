@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import IntervalStrategy
+from transformers import IntervalStrategy, TrainerCallback
 
 from segattn.data import DataError, Sample, SpanText, load_training_samples
 from segattn.errors import UnsupportedModelError
@@ -38,6 +38,7 @@ def train(
     *,
     samples: Sequence[Sample | SpanText] | None = None,
     held_out: Sequence[Sample | SpanText] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Fine-tune a model on chats or texts with spans, under segments or causally, and save it with its segmentation.
 
@@ -51,6 +52,7 @@ def train(
         model: TRL's model arguments: model_name_or_path, dtype, LoRA.
         samples: the training data, in place of `settings.data`.
         held_out: the held-out data, in place of `settings.held_out`.
+        callbacks: of transformers, called during training beside its own.
 
     Returns:
         The result, which is also written to output_dir as training_result.json.
@@ -75,6 +77,8 @@ def train(
     held_out_set = _held_out_dataset(held_out_list, settings, sft, segmenter, tokenizer)
     clock.lap("encode")
     trainer = _trainer(settings, sft, model, network, tokenizer, data.dataset, held_out_set)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     with shown_progress(trainer):
         interrupted = run_training(trainer, sft.resume_from_checkpoint)
     clock.lap("train")
@@ -195,7 +199,7 @@ def _load_model(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     policy = "causal" if settings.attention == "causal" else settings.policy
-    segmenter = _segmenter(tokenizer, policy, chats=chats)
+    segmenter = _segmenter(settings, tokenizer, policy, chats=chats)
     _tell_recorded_segmentation(path, policy, settings.layers)
     set_seed(sft.seed)
     options = {"quantization_config": get_quantization_config(model), "attn_implementation": model.attn_implementation}
@@ -209,13 +213,19 @@ def _load_model(
     return enable(network, segmenter, layers=settings.layers), tokenizer, segmenter
 
 
-def _segmenter(tokenizer: Any, policy: str, *, chats: bool) -> Any:
+def _segmenter(settings: TrainSettings, tokenizer: Any, policy: str, *, chats: bool) -> Any:
     """What the checkpoint will record: texts with spans have segments that no segmenter reads from their tokens."""
     from segattn.templates import Segmenter
     from segattn.templates.markers import MarkerTable
 
     if chats:
-        return Segmenter.from_tokenizer(tokenizer, policy=policy)
+        segmenter = Segmenter.from_tokenizer(tokenizer, policy=policy)
+        return segmenter.restricted(
+            causal_roles=settings.causal_roles or (), max_segment_length=settings.max_segment_length
+        )
+    for name in ("causal_roles", "max_segment_length"):
+        if getattr(settings, name):
+            raise DataError(f"--{name} is about the messages of chats, but the data are texts with spans; leave it out")
     return Segmenter(MarkerTable(()), "causal", tokenizer=tokenizer) if policy == "causal" else None
 
 

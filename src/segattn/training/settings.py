@@ -50,6 +50,20 @@ class TrainSettings:
             "spans that texts name (documents; texts with spans are read so whatever the policy)."
         },
     )
+    causal_roles: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Read messages of these roles causally, e.g. system; those of the other roles stay segments. The "
+            "checkpoint records it."
+        },
+    )
+    max_segment_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Split segments of more tokens than this into pieces, each a segment, also at inference: the "
+            "checkpoint records it. Default: as long as a message is."
+        },
+    )
     opening_steps: int = field(
         default=0,
         metadata={
@@ -175,7 +189,7 @@ def check_settings(settings: TrainSettings, sft: SFTConfig, model: ModelConfig) 
     if settings.opening_steps < 0:
         raise UnsupportedModelError(f"opening_steps is {settings.opening_steps}; expected 0 (plain rule) or more")
     if settings.attention == "causal":
-        for name in ("opening_steps", "layers", "causal_share"):
+        for name in ("causal_roles", "max_segment_length", "opening_steps", "layers", "causal_share"):
             if getattr(settings, name):
                 raise UnsupportedModelError(f"{name} is about segments, but attention is causal; leave one of them out")
     check_share(settings.causal_share)
