@@ -93,7 +93,7 @@ def test_it_is_written_and_read_and_older_readers_refuse_it():
 
 @pytest.mark.parametrize("roles", [["asistant"], "system", ["assistant"]])
 def test_roles_that_no_marker_tells_are_refused(roles):
-    with pytest.raises(segattn.SegmentError, match="roles whose messages have markers of their own.*user, system"):
+    with pytest.raises(segattn.SegmentError, match=r"roles whose messages have markers of their own.*user, system"):
         SEGMENTER.restricted(causal_roles=roles)
 
 

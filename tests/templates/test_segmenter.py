@@ -91,7 +91,7 @@ def test_json_and_back_with_the_tokenizer(chatty, smollm2_tokenizer):
         Segmenter.from_dict(moved, tokenizer=smollm2_tokenizer)
 
 
-@pytest.mark.parametrize("damage", [None, [], {}, {"version": 2, "policy": "turns"}, {"version": 1}])
+@pytest.mark.parametrize("damage", [None, [], {}, {"version": 3, "policy": "turns"}, {"version": 1}])
 def test_other_versions_are_refused(damage):
     with pytest.raises(SegmentError, match="expected a dict with version 1"):
         Segmenter.from_dict(damage)

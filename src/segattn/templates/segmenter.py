@@ -126,7 +126,8 @@ class Segmenter:
             given = data.get("version") if isinstance(data, Mapping) else type(data).__name__
             raise SegmentError(
                 f"a saved segmenter has version {given!r}; expected a dict with version {_VERSION} or "
-                f"{_VERSION_RESTRICTED} from Segmenter.to_dict(). A newer segattn may have written it: upgrade, or derive it again"
+                f"{_VERSION_RESTRICTED} from Segmenter.to_dict(). A newer segattn may have written it: upgrade, or "
+                "derive it again"
             )
         table = MarkerTable.from_dict(data)
         if tokenizer is not None:
