@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segattn.reports.numbers import interval_text
 from segattn.reports.page import ReportError, write_page
 from segattn.reports.pictures import draw_learning_curves, draw_mask, draw_mismatch_matrix, svg
 
@@ -85,23 +86,18 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
 
 def _matrix_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     cells = [
-        {"text": _interval(row[mask][measure], _DECIMALS[measure]), "own": name == mask}
+        {"text": interval_text(row[mask][measure], _DECIMALS[measure]), "own": name == mask}
         for measure in ("accuracy", "loss")
         for mask in _MASKS
     ]
     return {"name": "not tuned" if name == "base" else f"tuned {name}", "cells": cells}
 
 
-def _interval(interval: Mapping[str, float], decimals: int, sign: str = "") -> str:
-    value, low, high = (f"{interval[name]:{sign}.{decimals}f}" for name in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
-
-
 def _comparison_row(comparison: Mapping[str, Any]) -> dict[str, str]:
     difference, p_value = comparison["difference"], comparison["p_value"]
     return {
         **{name: comparison[name] for name in ("first", "second", "measure", "verdict")},
-        "difference": _interval(difference, _DECIMALS[comparison["measure"]], "+"),
+        "difference": interval_text(difference, _DECIMALS[comparison["measure"]], "+"),
         "p": "" if p_value is None else f"{p_value:.2g}",
     }
 
@@ -126,7 +122,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for comparison in results["comparisons"]:
         difference = comparison["difference"]
-        size = _interval(difference, _DECIMALS[comparison["measure"]], "+")
+        size = interval_text(difference, _DECIMALS[comparison["measure"]], "+")
         higher_is_better = comparison["measure"] == "accuracy"
         better = (difference["value"] > 0) == higher_is_better
         verdict = f"{'better' if better else 'worse'} by" if comparison["shown"] else "no difference shown,"

@@ -30,6 +30,8 @@ __all__ = [
     "draw_mismatch_matrix",
     "draw_token_rates",
     "draw_training",
+    "label_tokens",
+    "panels",
     "save",
     "svg",
 ]
@@ -74,7 +76,7 @@ def draw_mask(
     axes.pcolormesh(cells.numpy(), cmap=ListedColormap(colors), vmin=0, vmax=2, linewidth=0, rasterized=True)
     axes.set_aspect("equal")
     axes.invert_yaxis()
-    _label_tokens(axes, length, tokens)
+    label_tokens(axes, length, tokens)
     axes.set_xlabel("key", color=INK)
     axes.set_ylabel("query", color=INK)
     names = ("may not attend", "may attend, as in causal attention", "may attend, ahead in its segment")
@@ -92,16 +94,25 @@ def _mask_size(length: int, tokens: Sequence[str] | None) -> tuple[float, float]
     return (side + (1.0 if tokens else 0.0), side + (0.8 if tokens else 0.0))
 
 
-def _label_tokens(axes: Any, length: int, tokens: Sequence[str] | None) -> None:
+def label_tokens(axes: Any, length: int, tokens: Sequence[str] | None, size: float = 8, first: float = 0.5) -> None:
+    """Write tokens, or their numbers, along both axes of a square picture.
+
+    Args:
+        axes: of the picture.
+        length: how many tokens.
+        tokens: their texts; None for numbers.
+        size: of the letters, in points.
+        first: where the middle of the first cell lies.
+    """
     step = -(-length // MOST_LABELS)
     places = list(range(0, length, step))
     names = [str(place) if tokens is None else _visible(tokens[place]) for place in places]
     if tokens is None and length > 20:
         places, names = places[::10], names[::10]
-    centers = [place + 0.5 for place in places]
+    centers = [place + first for place in places]
     # Without math, or two dollars in a token would be read as a formula.
-    axes.set_xticks(centers, names, rotation=90, fontsize=8, parse_math=False)
-    axes.set_yticks(centers, names, fontsize=8, parse_math=False)
+    axes.set_xticks(centers, names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(centers, names, fontsize=size, parse_math=False)
 
 
 def _visible(token: str) -> str:
@@ -201,7 +212,11 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 def draw_mismatch_matrix(matrix: Mapping[str, Mapping[str, float]]) -> "Figure":
-    """Draw accuracies: how a model was tuned (rows) against the mask it is run under (columns)."""
+    """Draw accuracies: how a model was tuned (rows) against the mask it is run under (columns).
+
+    Args:
+        matrix: row -> column -> accuracy, NaN for an empty cell; the row "base" or "untuned" is the model as it is.
+    """
     rows = list(matrix)
     columns = list(matrix[rows[0]])
     figure, axes = _figure(1.6 + 1.4 * len(columns), 0.8 + 0.6 * len(rows))
@@ -209,24 +224,39 @@ def draw_mismatch_matrix(matrix: Mapping[str, Mapping[str, float]]) -> "Figure":
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
+            if math.isnan(value):
+                continue
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="#ffffff" if value > 0.5 else "#1b1f24")
     axes.set_xticks(range(len(columns)), [f"run {column}" for column in columns])
-    axes.set_yticks(range(len(rows)), ["not tuned" if row == "base" else f"tuned {row}" for row in rows])
+    axes.set_yticks(range(len(rows)), ["not tuned" if row in ("base", "untuned") else f"tuned {row}" for row in rows])
     return figure
 
 
 def _figure(width: float, height: float) -> tuple["Figure", Any]:
-    """A figure without pyplot's global state, transparent, with frames and ticks in INK."""
+    figure, (axes,) = panels(width, height)
+    return figure, axes
+
+
+def panels(width: float, height: float, count: int = 1, shared: bool = False) -> tuple["Figure", list[Any]]:
+    """Return a figure without pyplot's global state, transparent, with frames and ticks in INK.
+
+    Args:
+        width: of the figure, in inches.
+        height: of the figure, in inches.
+        count: how many panels, side by side.
+        shared: whether they share the vertical axis.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.subplots()
-    axes.patch.set_alpha(0)
-    axes.tick_params(colors=INK, which="both")
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    return figure, axes
+    every = list(figure.subplots(1, count, squeeze=False, sharey=shared)[0])
+    for axes in every:
+        axes.patch.set_alpha(0)
+        axes.tick_params(colors=INK, which="both")
+        for spine in axes.spines.values():
+            spine.set_color(INK)
+    return figure, every
 
 
 def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
