@@ -6,6 +6,8 @@
 | prompt and completion | prompt, completion | text, or a list of messages | text, or a list of one assistant message |
 | instruction | instruction, output (input, answer) | instruction, then input | output |
 | intent | text, intent | text | intent, underscores as spaces |
+| slots | text, slots (requested) | text, then what was asked for | `slot: value` for each slot, or `none` |
+| BoolQ, PIQA, Social IQa, HellaSwag, WinoGrande, ARC, OpenBookQA | see `segattn.data.commonsense_rows` | | |
 | reading | context, question, answers | context, blank line, question | the first of answers |
 
 Any row may also carry `choices` (candidate answers), `task` and `id`; the first two also `tools`, which the chat
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from segattn.data.commonsense_rows import COMMONSENSE_ROWS
 from segattn.data.samples import DataError, Sample
 
 __all__ = ["FORMATS", "Format", "complete_intents", "format_of", "read_row"]
@@ -119,6 +122,18 @@ def _read_intent(row: Row) -> Sample:
     return Sample(messages=_user(_text(row, "text")), answer=_text(row, "intent").replace("_", " "))
 
 
+def _read_slots(row: Row) -> Sample:
+    slots = row["slots"]
+    if not isinstance(slots, Sequence) or not all(
+        isinstance(s, Mapping) and {"slot", "value"} <= set(s) for s in slots
+    ):
+        raise DataError(f"slots is {str(slots)[:80]!r}; expected a list of objects with slot and value")
+    requested = row.get("requested") or []
+    text = _text(row, "text") + (f"\n\nAsked for: {', '.join(requested)}" if requested else "")
+    answer = "; ".join(f"{slot['slot']}: {slot['value']}" for slot in slots)
+    return Sample(messages=_user(text), answer=answer or "none")
+
+
 def _read_reading(row: Row) -> Sample:
     answers = row["answers"]
     if isinstance(answers, Mapping):  # the hub's SQuAD: {"text": [...], "answer_start": [...]}
@@ -128,12 +143,29 @@ def _read_reading(row: Row) -> Sample:
     return Sample(messages=_user(f"{_text(row, 'context')}\n\n{_text(row, 'question')}"), answer=answers[0])
 
 
+def _commonsense_formats() -> list[Format]:
+    def reader(to_instruction: Callable[[Row], Row]) -> Callable[[Row], Sample]:
+        def read(row: Row) -> Sample:
+            try:
+                return _read_instruction(to_instruction(row))
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(f"the row names no right option ({error!r}); test splits often hide it") from error
+
+        return read
+
+    return [Format(name, fields, reader(to_instruction)) for name, fields, to_instruction in COMMONSENSE_ROWS]
+
+
 FORMATS = (
     Format("chat", ("messages",), _read_chat),
     Format("prompt and completion", ("prompt", "completion"), _read_completion),
     Format("instruction", ("instruction", "output"), _read_instruction),
     Format("intent", ("text", "intent"), _read_intent),
+    Format("slots", ("text", "slots"), _read_slots),
     Format("reading", ("context", "question", "answers"), _read_reading),
+    *_commonsense_formats(),
 )
 
 
@@ -162,7 +194,7 @@ def read_row(row: Row, expected: Format, task: str, sample_id: str) -> Sample:
     if found is not expected:
         raise DataError(f"the row is of the format {found.name!r}, the first one was {expected.name!r}; split the data")
     sample = found.read(row)
-    choices = row.get("choices", sample.choices)
+    choices = sample.choices if isinstance(row.get("choices"), Mapping) else row.get("choices", sample.choices)
     return replace(
         sample,
         choices=None if choices is None else tuple(choices),

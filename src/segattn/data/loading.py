@@ -1,4 +1,4 @@
-"""Samples from a JSON Lines file, a folder of them, or a data set of the hub."""
+"""Samples from a JSON Lines or JSON file, a folder of them, or a data set of the hub."""
 
 import json
 import os
@@ -25,9 +25,10 @@ def load_samples(source: str | os.PathLike[str], split: Split = "train") -> list
     """Load the samples of a file, a folder or a hub data set.
 
     Args:
-        source: a JSON Lines file (`split` does not matter then); a folder with train.jsonl and dev.jsonl, or with
-            one sub-folder like that per task, or with any other .jsonl files, one per task, which serve every split;
-            or a hub id, "owner/name" or "owner/name:configuration".
+        source: a JSON Lines file, or a JSON file that holds a list (`split` does not matter then); a folder with
+            train.jsonl and dev.jsonl (or .json), or with one sub-folder like that per task, as LLM-Adapters keeps them,
+            or with any other .jsonl files, one per task, which serve every split; or a hub id, "owner/name" or
+            "owner/name:configuration".
         split: "train" or "dev"; a dev split may also be called validation, valid or test.
 
     Returns:
@@ -87,7 +88,7 @@ def _is_split_file(path: Path) -> bool:
 
 
 def _split_file(folder: Path, split: Split) -> Path | None:
-    candidates = (folder / f"{name}.jsonl" for name in SPLIT_NAMES[split])
+    candidates = (folder / f"{name}{ending}" for name in SPLIT_NAMES[split] for ending in (".jsonl", ".json"))
     return next((file for file in candidates if file.is_file()), None)
 
 
@@ -110,6 +111,10 @@ def _files_of(folder: Path, split: Split) -> list[tuple[Path, str]]:
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8") as lines:
         try:
+            number = 1
+            if path.suffix == ".json":
+                yield from enumerate(_listed(json.load(lines), path), 1)
+                return
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, json.loads(line)
@@ -119,6 +124,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path}: not UTF-8 text ({error}); save the file as UTF-8") from error
 
 
+def _listed(content: Any, path: Path) -> list[Any]:
+    if not isinstance(content, list):
+        raise DataError(f"{path} holds a {type(content).__name__}; expected a JSON list of objects, or a .jsonl file")
+    return content
+
+
 def _read_file(path: Path, task: str) -> list[Sample | SpanText]:
     samples, found = _read_rows(_rows(path), task, where=lambda number: f"{path}, line {number}")
     if not samples:
@@ -126,7 +137,7 @@ def _read_file(path: Path, task: str) -> list[Sample | SpanText]:
     if found is not _INTENT or _has_choices(samples):
         return samples
     # The intents of the other split belong to the choices too: a small dev file need not show them all.
-    siblings = [file for file in path.parent.glob("*.jsonl") if file != path and _is_split_file(file)]
+    siblings = [file for file in path.parent.glob("*.json*") if file != path and _is_split_file(file)]
     intents: set[str] = set()
     for file in siblings if _is_split_file(path) else ():
         intents |= {str(row["intent"]).replace("_", " ") for _, row in _rows(file) if "intent" in row}
