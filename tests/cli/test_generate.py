@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import segattn
 from cli.tiny_chat import HandSegmenter, make_tokenizer
-from segattn.cli.loading import AnswerError, load_chat_model, load_segmenter
+from segattn.cli.loading import load_chat_model, load_segmenter
 from segattn.cli.main import app
 
 QUESTION = "What is 12 + 3?"
@@ -140,7 +140,7 @@ def test_a_checkpoint_without_a_segmenter_is_refused(tmp_path):
 
     segattn.save_pretrained(segattn.enable(make_model()), tmp_path / "bare")
     make_tokenizer().save_pretrained(tmp_path / "bare")
-    with pytest.raises(AnswerError, match="saved without a segmenter"):
+    with pytest.raises(segattn.SegmentError, match="saved without a segmenter"):
         load_chat_model(str(tmp_path / "bare"), "auto", "auto", "cpu", print)
 
 

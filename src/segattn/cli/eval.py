@@ -96,9 +96,6 @@ def _enabled(loaded: Any) -> tuple[Any, Any]:
     import segattn
 
     segmenter = loaded.segmenter or segattn.Segmenter.from_tokenizer(loaded.tokenizer)
-    if loaded.attention == "segments" and segmenter.policy == "causal":
-        _tell("Warning: the checkpoint was tuned causally; it runs under segments because you asked for it")
-        segmenter = segmenter.with_policy("turns")
     return segattn.enable(loaded.model, segmenter), segmenter
 
 

@@ -112,6 +112,8 @@ def load_chat_model(
     import torch
     from transformers.utils import logging
 
+    import segattn
+    from segattn.modeling.attention_choice import choose_attention
     from segattn.pretrained import resolve_model
     from segattn.pretrained.environment import cpu_computes_bfloat16
 
@@ -119,71 +121,46 @@ def load_chat_model(
         logging.disable_progress_bar()
     path = resolve_model(name)
     target = _device(device)
-    recorded = _recorded(path)
-    if recorded is None:
-        model, tokenizer, segmenter = _load_plain(name, path, attention, dtype, tell)
+    entry = _recorded(path)
+    if entry is None:
+        model, tokenizer = _load_plain(name, path, dtype)
     else:
-        import segattn
-        from segattn.modeling import segmenter_of
-
         model, tokenizer = segattn.from_pretrained(path, dtype=dtype)
-        segmenter = segmenter_of(model)
-        if segmenter is None:
-            raise AnswerError(
-                f"{name} was saved without a segmenter, so a chat cannot be segmented for it; load it with "
-                "segattn.from_pretrained, and save it again after segattn.enable(model, segmenter)"
-            )
-        if attention == "causal" and segmenter.policy != "causal":
-            tell(f"Warning: {name} was tuned with segments; it runs causally because you asked for it")
+    choice = choose_attention(name, attention, entry, tokenizer)
+    if choice.note is not None:
+        tell(choice.note)
+    if choice.attention == "segments" and not choice.recorded:
+        model = segattn.enable(model, choice.segmenter)
     if dtype == "auto" and target.type == "cpu" and model.dtype == torch.bfloat16 and not cpu_computes_bfloat16():
         model = model.float()
     model = model.to(target).eval()
-    chosen = attention
-    if chosen == "auto":
-        chosen = "causal" if recorded is None or segmenter.policy == "causal" else "segments"
-    return ChatModel(name, model, tokenizer, segmenter, chosen)
+    return ChatModel(name, model, tokenizer, choice.segmenter, choice.attention)
 
 
-def _load_plain(
-    name: str, path: str, attention: Attention, dtype: Dtype, tell: Callable[[str], None]
-) -> tuple[Any, Any, Any]:
-    """Load a checkpoint that records no segmentation; returns (model, tokenizer, segmenter or None)."""
+def _load_plain(name: str, path: str, dtype: Dtype) -> tuple[Any, Any]:
+    """Load a checkpoint that records no segmentation; returns (model, tokenizer)."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype), tokenizer
     except (OSError, ValueError) as error:
         raise AnswerError(
             f"{name} cannot be loaded ({error}); expected a folder of transformers or PEFT files, or a hub id "
             "that can be reached (`segattn doctor` tells)"
         ) from error
-    if attention != "segments":
-        tell(f"{name} records no segmentation: it runs causally (--attention segments overrides)")
-        return model, tokenizer, None
-    import segattn
-
-    segmenter = segattn.Segmenter.from_tokenizer(tokenizer)
-    tell(f"Warning: {name} was never tuned with segments; expect worse answers under them")
-    return segattn.enable(model, segmenter), tokenizer, segmenter
 
 
 def load_tokenizer(path: str) -> Any:
     """Load the tokenizer of a checkpoint; an adapter that has none takes its base model's."""
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
 
-    def find(name: str) -> str | None:
-        found = cached_file(
-            path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        return None if found is None else str(found)
+    from segattn.modeling.checkpoint import adapter_base
+    from segattn.modeling.segmentation_entry import checkpoint_file
 
     source = path
-    if find("adapter_config.json") and not find("tokenizer_config.json"):
-        from peft import PeftConfig
-
-        source = PeftConfig.from_pretrained(path).base_model_name_or_path
+    if checkpoint_file(path, "tokenizer_config.json") is None:
+        source = adapter_base(path) or path
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

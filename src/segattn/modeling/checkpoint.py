@@ -13,7 +13,7 @@ from segattn.modeling.adapters import write_segmentation
 from segattn.modeling.enable import enable, is_enabled
 from segattn.modeling.segmentation_entry import CONFIG_KEY, SEGMENTATION_FILE, checkpoint_file, read_segmentation
 
-__all__ = ["from_pretrained", "save_pretrained"]
+__all__ = ["adapter_base", "from_pretrained", "save_pretrained"]
 
 
 def save_pretrained(model: nn.Module, path: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -95,17 +95,12 @@ def from_pretrained(path: str | os.PathLike[str], **kwargs: Any) -> tuple[Any, A
 def _load(path: str | os.PathLike[str], hub: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if checkpoint_file(path, "adapter_config.json", **hub) is None:
+    base = adapter_base(path, **hub)
+    if base is None:
         model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
         return model, AutoTokenizer.from_pretrained(path, **hub)
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    base = PeftConfig.from_pretrained(str(path), **hub).base_model_name_or_path
-    if not base:
-        raise SegmentError(
-            f"the adapter config of {os.fspath(path)} names no base model; set base_model_name_or_path in it, or load "
-            "the base yourself and use peft.PeftModel.from_pretrained, then segattn.enable"
-        )
     # A revision or subfolder belongs to the adapter, not to its base.
     model = AutoModelForCausalLM.from_pretrained(
         base, **{name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
@@ -113,3 +108,26 @@ def _load(path: str | os.PathLike[str], hub: dict[str, Any], kwargs: dict[str, A
     with_tokenizer = path if checkpoint_file(path, "tokenizer_config.json", **hub) is not None else base
     tokenizer = AutoTokenizer.from_pretrained(with_tokenizer)
     return PeftModel.from_pretrained(model, str(path), **hub), tokenizer
+
+
+def adapter_base(path: str | os.PathLike[str], **hub: Any) -> str | None:
+    """Return the base model that a PEFT adapter names, None for a checkpoint that is no adapter.
+
+    Args:
+        path: a folder or a hub id.
+        hub: `revision`, `token`, `cache_dir`, ... for a hub id.
+
+    Raises:
+        SegmentError: the adapter names no base model.
+    """
+    if checkpoint_file(path, "adapter_config.json", **hub) is None:
+        return None
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(str(path), **hub).base_model_name_or_path
+    if not base:
+        raise SegmentError(
+            f"the adapter config of {os.fspath(path)} names no base model; set base_model_name_or_path in it, or load "
+            "the base yourself and use peft.PeftModel.from_pretrained, then segattn.enable"
+        )
+    return str(base)
