@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("segattn.cli.train", "Fine-tune with LoRA under segments or causally."),
     "adapt": ("segattn.cli.adapt", "Convert a causal chat model to segments, without labels."),
     "eval": ("segattn.cli.eval", "Score a model on tasks under segments or causally."),
+    "reproduce": ("segattn.cli.reproduce", "Run a sweep of models, data sets, arms and seeds."),
+    "lm-eval": ("segattn.cli.lm_eval", "Run tasks of the lm-evaluation-harness."),
     "generate": ("segattn.cli.generate", "Answer one question."),
     "chat": ("segattn.cli.chat", "Talk to a model in the terminal."),
     "inspect": ("segattn.cli.inspect", "Show the segments of a chat over its tokens."),

@@ -31,7 +31,7 @@ from segattn.modeling.wrapping import enabled_class, stock_class
 if TYPE_CHECKING:
     from segattn.templates import Segmenter
 
-__all__ = ["causal", "disable", "enable", "is_enabled", "probe", "segmenter_of", "set_opening"]
+__all__ = ["causal", "disable", "enable", "is_enabled", "opening_of", "probe", "segmenter_of", "set_opening"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -144,6 +144,11 @@ def causal(model: nn.Module) -> Iterator[None]:
     """
     with _require_state(model).causal():
         yield
+
+
+def opening_of(model: nn.Module) -> float | Tensor | None:
+    """Return what `set_opening` has set last."""
+    return _require_state(model).opening_bias
 
 
 def set_opening(model: nn.Module, bias: float | Tensor | None) -> None:
