@@ -237,20 +237,23 @@ def _figure(width: float, height: float) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def panels(width: float, height: float, count: int = 1, shared: bool = False) -> tuple["Figure", list[Any]]:
+def panels(
+    width: float, height: float, columns: int = 1, rows: int = 1, shared: bool = False
+) -> tuple["Figure", list[Any]]:
     """Return a figure without pyplot's global state, transparent, with frames and ticks in INK.
 
     Args:
         width: of the figure, in inches.
         height: of the figure, in inches.
-        count: how many panels, side by side.
+        columns: how many panels side by side.
+        rows: how many below one another; the panels are returned row by row.
         shared: whether they share the vertical axis.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
-    every = list(figure.subplots(1, count, squeeze=False, sharey=shared)[0])
+    every = list(figure.subplots(rows, columns, squeeze=False, sharey=shared).flat)
     for axes in every:
         axes.patch.set_alpha(0)
         axes.tick_params(colors=INK, which="both")

@@ -15,6 +15,8 @@ Interval = Mapping[str, float]
 # For arms that are neither causal nor segments: told apart from both, and from one another, on light and dark grounds.
 _COLORS = ("#3a9d5d", "#a06bc4", "#d1495b", "#2a9d9d", "#d46fb0", "#a0764a", "#8a8f98")
 _MARKERS = "os^Dv*PX"
+# Inches: wider pictures are scaled down on a page until nobody can read them.
+_WIDEST = 12.0
 
 
 def _look(arm: str, arms: Sequence[str]) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def draw_lengths(
         cut_offs: lengths at which training samples were cut: dashed.
         arms: all that the page shows.
     """
-    figure, (left, right) = panels(9.4, 3.6, 2)
+    figure, (left, right) = panels(10.6, 3.4, 2)
     for axes, lines in ((left, accuracies), (right, differences)):
         for number, (arm, points) in enumerate(lines.items()):
             # Beside one another, or the intervals of arms would hide each other.
@@ -84,9 +86,10 @@ def draw_lengths(
         axes.set_xlabel("prompt tokens", color=INK)
     left.set_ylabel("accuracy", color=INK)
     left.set_ylim(-0.02, 1.02)
-    left.legend(frameon=False, labelcolor=INK, fontsize=8)
     right.axhline(0, color=INK, lw=0.8)
     right.set_ylabel("accuracy, arm - causal", color=INK)
+    lines, names = left.get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside right upper", frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
 
@@ -96,17 +99,22 @@ def draw_head_shares(shares: Mapping[str, Sequence[Sequence[float]]]) -> "Figure
     Args:
         shares: arm -> a row for each layer.
     """
-    layers = max(len(rows) for rows in shares.values())
-    width = max(1.6, 0.16 * max(len(rows[0]) for rows in shares.values()) + 0.5)
-    figure, every = panels(width * len(shares) + 1.4, min(max(1.9, 0.13 * layers + 0.9), 8.0), len(shares), shared=True)
+    layers, heads = max(len(rows) for rows in shares.values()), max(len(rows[0]) for rows in shares.values())
+    width, height = max(1.6, 0.16 * heads + 0.5), min(max(1.9, 0.13 * layers + 0.9), 8.0)
+    columns = min(len(shares), max(1, int(_WIDEST // width)))
+    lines = -(-len(shares) // columns)
+    figure, every = panels(width * columns + 1.4, height * lines, columns, lines, shared=True)
     most = max((value for rows in shares.values() for row in rows for value in row), default=0.0)
-    for axes, (arm, rows) in zip(every, shares.items(), strict=True):
+    for axes, (arm, rows) in zip(every, shares.items(), strict=False):
         image = axes.imshow(rows, cmap="viridis", vmin=0, vmax=most or 1.0, aspect="auto", interpolation="nearest")
         axes.set_title(arm, color=INK, fontsize=9)
-        axes.set_xlabel("head", color=INK)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.get_major_locator().set_params(integer=True)
-    every[0].set_ylabel("layer", color=INK)
+        axes.set_xlabel("head", color=INK)
+    for axes in every[len(shares) :]:
+        axes.set_visible(False)
+    for axes in every[::columns]:
+        axes.set_ylabel("layer", color=INK)
     _scale(figure, image, every)
     return figure
 
@@ -122,7 +130,7 @@ def draw_attention_maps(maps: Mapping[str, Sequence[Sequence[float]]], tokens: S
 
     length = len(next(iter(maps.values())))
     side = min(max(2.8, 0.11 * length + 0.8), 5.5)
-    figure, every = panels(side * len(maps) + 1.2, side + 0.7, len(maps), shared=True)
+    figure, every = panels(side * len(maps) + 1.2, side + (0.4 if tokens is None else 1.2), len(maps), shared=True)
     for axes, (arm, rows) in zip(every, maps.items(), strict=True):
         # The first token draws most of the attention: on a plain scale nothing else would be seen.
         image = axes.imshow(rows, cmap="viridis", norm=PowerNorm(0.4, 0, 1), interpolation="nearest", rasterized=True)

@@ -19,7 +19,7 @@ from segattn.reports.page import ReportError, write_page
 from segattn.reports.pictures import draw_token_rates, draw_training, svg
 from segattn.training.adapt_settings import AdaptSettings
 
-__all__ = ["REPORT_FILE", "report_run", "write_train_report"]
+__all__ = ["REPORT_FILE", "findings", "report_run", "write_train_report"]
 
 REPORT_FILE = "train_report.html"
 
@@ -68,14 +68,25 @@ def write_train_report(content: Mapping[str, Any], path: str | os.PathLike[str])
     Raises:
         ReportError: no result in it.
     """
+    own = _own(content)
+    return write_page(_TEMPLATE, _page(content["result"], content, own), path)
+
+
+def findings(content: Mapping[str, Any]) -> list[str]:
+    """Say in words what came out of a run. Arguments and errors as for `write_train_report`."""
+    own = _own(content)
+    return _findings(content["result"], *_series(content["result"]), own)
+
+
+def _own(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of this kind of run alone."""
     if not isinstance(content.get("result"), Mapping):
         raise ReportError(
             'there is no "result" in it; expected a training_result.json (segattn train) or an adapt_result.json '
             "(segattn adapt)"
         )
     conversion = content["result"].get("prompts") is not None
-    page = _page(content["result"], content, _conversion(content) if conversion else _training(content))
-    return write_page(_TEMPLATE, page, path)
+    return _conversion(content) if conversion else _training(content)
 
 
 def _training(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,12 +174,7 @@ def _agreement(report: Mapping[str, Any] | None) -> dict[str, list[str]]:
 def _page(result: Mapping[str, Any], content: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     from markupsafe import Markup
 
-    losses = [(int(step), _number(loss)) for step, loss in result.get("train_losses") or []]
-    held_out = _held_out(result.get("curve") or [])
-    speed = [
-        (int(one["step"]), _number(one["tokens_per_second"]), _number(one["answer_tokens_per_second"]))
-        for one in result.get("speed") or []
-    ]
+    losses, held_out, speed = _series(result)
     padding = [_number(one.get("padding_share")) for one in result.get("speed") or []]
     folder = str(result.get("output_dir") or ".")
     curves = svg(draw_training(losses, held_out, own["measure"]), "Losses against steps, in numbers below")
@@ -181,7 +187,7 @@ def _page(result: Mapping[str, Any], content: Mapping[str, Any], own: dict[str, 
     return {
         **own,
         "subtitle": ", ".join(part for part in about if part),
-        "findings": _findings(result, losses, held_out.get(_HELD_OUT["loss"], []), speed, own),
+        "findings": _findings(result, losses, held_out, speed, own),
         "agreement": own.get("agreement"),
         "measures": list(_MEASURES.values()),
         "curves_picture": Markup(curves) if losses or held_out else "",
@@ -197,6 +203,18 @@ def _page(result: Mapping[str, Any], content: Mapping[str, Any], own: dict[str, 
     }
 
 
+def _series(
+    result: Mapping[str, Any],
+) -> tuple[list[tuple[int, float]], dict[str, list[tuple[int, float]]], list[tuple[int, float, float]]]:
+    """What was logged: training losses, held-out losses by name, token rates."""
+    losses = [(int(step), _number(loss)) for step, loss in result.get("train_losses") or []]
+    speed = [
+        (int(one["step"]), _number(one["tokens_per_second"]), _number(one["answer_tokens_per_second"]))
+        for one in result.get("speed") or []
+    ]
+    return losses, _held_out(result.get("curve") or []), speed
+
+
 def _held_out(curve: Sequence[Any]) -> dict[str, list[tuple[int, float]]]:
     """Name -> (step, loss), from points that are mappings (train) or pairs (adapt)."""
     points = [point if isinstance(point, Mapping) else {"step": point[0], "loss": point[1]} for point in curve]
@@ -210,11 +228,11 @@ def _held_out(curve: Sequence[Any]) -> dict[str, list[tuple[int, float]]]:
 def _findings(
     result: Mapping[str, Any],
     losses: Sequence[tuple[int, float]],
-    held_out: Sequence[tuple[int, float]],
+    every: Mapping[str, Sequence[tuple[int, float]]],
     speed: Sequence[tuple[int, float, float]],
     own: Mapping[str, Any],
 ) -> list[str]:
-    lines = []
+    lines, held_out = [], every.get(_HELD_OUT["loss"], [])
     if result.get("interrupted"):
         lines.append(f"Stopped early, after step {_steps(result)}; {own['resume']} goes on with the run.")
     if held_out:

@@ -1,0 +1,112 @@
+"""How fast the arms learn: held-out loss and accuracy during training, means over seeds and their ranges."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from segattn.evaluation.seeds import compare_values_over_seeds
+from segattn.reproduction.finished_cells import UNTUNED, Cell
+from segattn.reproduction.pairing import (
+    BASELINE,
+    Study,
+    arms_of,
+    comparison_row,
+    correct_for_number,
+    studies_of,
+)
+
+__all__ = ["accuracy_curves", "loss_curves"]
+
+Points = dict[float, list[float]]
+"""Step -> the numbers there: one loss, or the answers to each item."""
+
+
+def loss_curves(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the held-out answer loss of each arm (nats per token, under its own mask).
+
+    Each row has "steps", "mean", "low" and "high" (range over the seeds), and "over_run": the mean over the steps after
+    the first point (trapezoids), which is low where an arm learns fast. "comparison" is the difference of that from
+    causal training, Student's t over seeds; None with one seed, or where the steps differ.
+    """
+    return _curves(cells, _losses)
+
+
+def accuracy_curves(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the accuracy of each arm during training, on one set of items under its own mask.
+
+    As `loss_curves`; the comparison is over seeds and items, one seed over items.
+    """
+    return _curves(cells, _answers)
+
+
+def _losses(cell: Cell) -> Points:
+    points = (cell.training or {}).get("curve") or []
+    return {point["step"]: [float(point["loss"])] for point in points if math.isfinite(point["loss"])}
+
+
+def _answers(cell: Cell) -> Points:
+    points = (cell.training or {}).get("accuracy_curve") or []
+    return {point["step"]: [float(right) for right in point["correct"]] for point in points if point["correct"]}
+
+
+def _curves(cells: Sequence[Cell], read: Any) -> list[dict[str, Any]]:
+    rows, compared = [], []
+    for study in studies_of(cells):
+        curves = {arm: _by_seed(cells, study, arm, read) for arm in arms_of(cells, study) if arm != UNTUNED}
+        for arm, seeds in curves.items():
+            if not seeds:
+                continue
+            row = {"model": study.model, "data": study.data, "arm": arm, **_mean_curve(seeds), "comparison": None}
+            base = curves.get(BASELINE) or {}
+            if arm != BASELINE and base:
+                row["comparison"] = _compare(seeds, base)
+            rows.append(row)
+            compared += [row["comparison"]] if row["comparison"] else []
+    correct_for_number(compared)
+    return rows
+
+
+def _by_seed(cells: Sequence[Cell], study: Study, arm: str, read: Any) -> dict[int, Points]:
+    found = {cell.names.seed: read(cell) for cell in cells if cell.names[:3] == (*study, arm)}
+    return {seed: points for seed, points in sorted(found.items()) if points}
+
+
+def _mean_curve(seeds: dict[int, Points]) -> dict[str, Any]:
+    steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
+    means = [[sum(points[step]) / len(points[step]) for points in seeds.values()] for step in steps]
+    return {
+        "seeds": len(seeds),
+        "steps": steps,
+        "mean": [sum(values) / len(values) for values in means],
+        "low": [min(values) for values in means],
+        "high": [max(values) for values in means],
+        "over_run": sum(_mean(_over_run(points)) for points in seeds.values()) / len(seeds),
+    }
+
+
+def _over_run(points: Points) -> list[float]:
+    """The mean over the run of each number, the untuned start left out."""
+    from scipy.integrate import trapezoid
+
+    steps = sorted(points)
+    steps = steps[1:] if len(steps) > 1 else steps
+    if len(steps) == 1:
+        return points[steps[0]]
+    area = trapezoid([points[step] for step in steps], x=steps, axis=0)
+    return [float(value) / (steps[-1] - steps[0]) for value in area]
+
+
+def _compare(seeds: dict[int, Points], base: dict[int, Points]) -> dict[str, Any] | None:
+    shared = [seed for seed in seeds if seed in base]
+    first, second = ([_over_run(group[seed]) for seed in shared] for group in (seeds, base))
+    same_steps = all(set(seeds[seed]) == set(base[seed]) for seed in shared)
+    if not shared or not same_steps or len({len(row) for row in [*first, *second]}) != 1:
+        return None
+    # One number of one seed has no interval.
+    if len(shared) == 1 and len(first[0]) == 1:
+        return None
+    return comparison_row(compare_values_over_seeds(first, second))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
