@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from studies.opening.ahead import ahead_mass
 from studies.opening.arms import ARMS, Task
 
 from segattn import Segmenter, causal, enable, from_pretrained
 from segattn.data import Encoder, Sample
+from segattn.evaluation.attention_pattern import share_ahead
 from segattn.evaluation.likelihood import score_answers
 from segattn.training import ModelSettings, SFTSettings, TrainSettings, train
 from segattn.training.teacher_answers import generate_answers
@@ -38,7 +38,7 @@ def run_cell(arm: str, task: Task, seed: int, model: str, train_samples: list[Sa
         ahead = None
         if ARMS[arm].get("attention") != "causal":
             weighing, _ = from_pretrained(folder, attn_implementation="eager")
-            ahead = ahead_mass(weighing, items[:AHEAD_ITEMS])
+            ahead = share_ahead(weighing, items[:AHEAD_ITEMS])
     return {
         "steps": task.steps,
         "curve": [[point.step, point.loss, point.opening_loss] for point in result.curve],
