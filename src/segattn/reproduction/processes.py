@@ -1,4 +1,4 @@
-"""Several processes of one launch (`accelerate launch`) at one sweep: they agree on what is next and share the items."""
+"""Several processes of one launch (`accelerate launch`) at one sweep: they agree on the next cell, share the items."""
 
 import os
 from collections.abc import Callable, Sequence
