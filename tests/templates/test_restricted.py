@@ -91,7 +91,7 @@ def test_it_is_written_and_read_and_older_readers_refuse_it():
     assert "split after 7 tokens" in again.describe()
 
 
-@pytest.mark.parametrize("roles", [["asistant"], "system", ["assistant"]])
+@pytest.mark.parametrize("roles", [["narrator"], "system", ["assistant"]])
 def test_roles_that_no_marker_tells_are_refused(roles):
     with pytest.raises(segattn.SegmentError, match=r"roles whose messages have markers of their own.*user, system"):
         SEGMENTER.restricted(causal_roles=roles)
