@@ -30,6 +30,33 @@ def test_an_arm_of_mixed_training_runs_with_segments(tmp_path):
     assert {cell.own_mask for cell in cells if cell.names.arm == "segments"} == {"segments"}
 
 
+def test_several_tasks_are_also_one_of_all_their_items(tmp_path):
+    content = made_up_sweep(items=3)[1]
+    first, second = (
+        {"task": "first", "ids": ["1", "2", "3"], "correct": [1, 0, 1], "losses": [0.1, 0.2, 0.3], "chance": 0.5},
+        {"task": "second", "ids": ["1"], "correct": [0], "losses": [4.0], "chance": 0.1},
+    )
+    about = {"attention": "causal", "scoring": "likelihood", "lengths": [9], "seconds": 1}
+    content["evaluations"] = [
+        {**about, **first, "lengths": [5, 6, 7]},
+        {**about, **second},
+        {**about, **first, "lengths": [5, 6, 7], "scoring": "generation", "losses": None, "chance": None},
+        {**about, **second, "scoring": "generation"},
+        {**about, **second, "attention": "segments"},  # of one of the tasks only
+    ]
+    ((cell,), _) = read_cells([write_cells(tmp_path, [content])])
+    together = {(one.attention, one.scoring): one for one in cell.evaluations if one.task == "all 2 tasks"}
+    assert set(together) == {("causal", "likelihood"), ("causal", "generation")}
+    ranked = together["causal", "likelihood"]
+    assert ranked.ids == ("first/1", "first/2", "first/3", "second/1")
+    assert ranked.correct == (True, False, True, False)
+    assert ranked.lengths == (5, 6, 7, 9)
+    assert ranked.losses == (0.1, 0.2, 0.3, 4.0)
+    assert ranked.chance == pytest.approx(0.4)
+    assert together["causal", "generation"].losses is None
+    assert together["causal", "generation"].chance is None
+
+
 def broken(change):
     content = made_up_sweep(items=20)[1]
     change(content)

@@ -63,7 +63,7 @@ class Cell:
         names: what it is.
         settings: what the arm was trained with.
         training: steps, counts, curves; None for the model as it is.
-        evaluations: under both masks.
+        evaluations: under both masks; of a data set with several tasks also one of all their items together.
         attention_pattern: where the attention goes; None where it was not measured.
         environment: versions and machine.
         seconds: the cell took.
@@ -140,6 +140,7 @@ def _cell(file: Path) -> Cell:
     evaluations = tuple(_evaluated(one) for one in content["evaluations"])
     if not evaluations:
         raise ValueError("it has no evaluations")
+    evaluations += _all_tasks(evaluations)
     return Cell(
         file=file,
         names=Names(str(names["model"]), str(names["data"]), str(names["arm"]), int(names["seed"])),
@@ -198,6 +199,44 @@ def _evaluated(content: Mapping[str, Any]) -> Evaluated:
         chance=content.get("chance"),
         seconds=content.get("seconds"),
     )
+
+
+def _all_tasks(evaluations: Sequence[Evaluated]) -> tuple[Evaluated, ...]:
+    """The items of several tasks as if they were one, each item counting the same; nothing for a single task."""
+    tasks = sorted({one.task for one in evaluations})
+    groups: dict[tuple[str, str], list[Evaluated]] = {}
+    for one in evaluations:
+        groups.setdefault((one.attention, one.scoring), []).append(one)
+    complete = {
+        key: group for key, group in groups.items() if sorted(one.task for one in group) == tasks and len(tasks) > 1
+    }
+    return tuple(
+        Evaluated(
+            task=f"all {len(tasks)} tasks",
+            attention=attention,
+            scoring=scoring,
+            ids=tuple(f"{one.task}/{name}" for one in group for name in one.ids),
+            lengths=tuple(length for one in group for length in one.lengths),
+            correct=tuple(answer for one in group for answer in one.correct),
+            losses=_joined_losses(group),
+            chance=_mean_chance(group),
+            seconds=None,  # the tasks' own
+        )
+        for (attention, scoring), group in complete.items()
+    )
+
+
+def _joined_losses(group: Sequence[Evaluated]) -> tuple[float, ...] | None:
+    if any(one.losses is None for one in group):
+        return None
+    return tuple(loss for one in group for loss in one.losses or ())
+
+
+def _mean_chance(group: Sequence[Evaluated]) -> float | None:
+    counts = [len(one.ids) for one in group]
+    if any(one.chance is None for one in group):
+        return None
+    return sum((one.chance or 0.0) * count for one, count in zip(group, counts, strict=True)) / sum(counts)
 
 
 def _answers(values: Sequence[Any]) -> tuple[bool, ...]:
