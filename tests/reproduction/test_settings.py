@@ -89,6 +89,11 @@ def test_the_untuned_model_is_scored_once(sweep_file):
         ({"data": {"x": {"path": "y", "scoring": ["guess"]}}}, "expected likelihood, generation, or both"),
         ({"data": {"x": {"path": "y", "test_items": 0}}}, "test_items of the data set y is 0"),
         ({"data": {"x": {"paths": "y"}}}, "is no sweep"),
+        ({"arms": {"x": {"adapt": 80}}}, "adapt of the arm x is 80; expected settings of `segattn adapt`"),
+        ({"arms": {"x": {"adapt": {"step": 1}}}}, "adapt of the arm x: step is no setting of `segattn adapt`"),
+        ({"arms": {"x": {"adapt": {"seed": 1}}}}, "adapt of the arm x: seed is set by the sweep itself"),
+        ({"arms": {"x": {"adapt": {"steps": 1}}}}, "expected attention: causal"),
+        ({"train": {"adapt": {}}}, "adapt is no setting of `segattn train`"),
     ],
 )
 def test_bad_files_are_refused(sweep_file, changes, message):

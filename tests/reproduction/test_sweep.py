@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import segattn
@@ -47,14 +48,14 @@ def test_what_a_sweep_leaves(finished):
     assert notes == []
     assert {cell.names.arm for cell in found} == {"causal", "segments", "untuned"}
     for cell in found:
-        what = [(one.task, one.attention, one.scoring) for one in cell.evaluations]
+        what = [(one.task, one.attention, one.scoring) for one in cell.evaluations if one.task in ("sea", "sky")]
         assert what == [
             (task, mask, scoring)
             for task in ("sea", "sky")
             for mask in ("causal", "segments")
             for scoring in ("likelihood", "generation")
         ]
-        assert all(len(one.ids) == 4 for one in cell.evaluations)
+        assert all(len(one.ids) == (8 if one.task == "all 2 tasks" else 4) for one in cell.evaluations)
         assert len(cell.attention_pattern["ahead"]) == 2
         assert cell.own_mask == ("segments" if cell.names.arm == "segments" else "causal")
         if cell.names.arm == "untuned":
@@ -130,6 +131,47 @@ def test_results_of_other_settings_do_not_mix(finished, sweep_file, content, dat
     content["train"]["learning_rate"] = 2e-2
     with pytest.raises(DataError, match=r"other settings \(learning_rate 0.01 there, 0.02 now\)"):
         run(sweep_file(), output, data_folder)
+
+
+def test_an_arm_can_be_adapted_after_causal_training(finished, sweep_file, tmp_path, data_folder):
+    """Its causal run is what causal training left; reading with segments is what it has learned since."""
+    adapt = {
+        "steps": 6,
+        "batch_size": 2,
+        "answers": "given",
+        "learning_rate": 1e-2,
+        "warmup_steps": 1,
+        "max_length": 256,
+    }
+    arms = {
+        "adapted": {"attention": "causal", "adapt": {**adapt, "max_new_tokens": 3}},
+        "causal": {"attention": "causal"},
+    }
+    file = sweep_file(arms=arms, keep_models=True)
+    run(file, tmp_path / "out", data_folder)
+    cell = contents(tmp_path / "out")["tiny-colors-adapted-0.json"]
+    causal = contents(tmp_path / "out")["tiny-colors-causal-0.json"]
+    assert cell["settings"]["trained_as"] == "segments"
+    assert cell["training"]["train_losses"] == causal["training"]["train_losses"]
+    assert cell["training"]["curve"] == cell["training"]["accuracy_curve"] == []
+    assert cell["adaptation"]["steps"] == 12
+    assert causal["adaptation"] is None
+    with_segments = [
+        sum(sum(one["losses"]) for one in content["evaluations"] if one["losses"] and one["attention"] == "segments")
+        for content in (cell, causal)
+    ]
+    assert with_segments[0] < with_segments[1]
+
+    models = tmp_path / "out" / "models"
+    model, tokenizer = segattn.from_pretrained(models / "tiny-colors-adapted-0" / "adapted")
+    assert segattn.is_enabled(model)
+    # Without its second adapter the model is the causally tuned one.
+    tuned, _ = segattn.from_pretrained(models / "tiny-colors-causal-0" / "model", dtype="float32")
+    ids = tokenizer("The sky is?", return_tensors="pt")["input_ids"]
+    with torch.no_grad(), segattn.causal(model), model.disable_adapter():
+        merged = model(input_ids=ids).logits
+    with torch.no_grad(), segattn.causal(tuned):
+        torch.testing.assert_close(merged, tuned(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_models_can_be_kept_and_follow_their_segments(sweep_file, tmp_path, data_folder):

@@ -4,7 +4,9 @@ A finished cell is a file of JSON:
     names               {"model", "data", "arm", "seed"}
     settings            what the arm was trained with, flat; "trained_as": "segments", "causal" or "mixed"
     training            steps, samples, dropped, cut, tokens, answer_tokens, seconds, curve [{"step", "loss"}],
-                        train_losses [[step, loss]], accuracy_curve [{"step", "correct"}]; null for the model as it is
+                        train_losses [[step, loss]], accuracy_curve [{"step", "correct"}]; null for the model as it is.
+                        Of an arm that is adapted afterwards: its causal training, without curves
+    adaptation          what `segattn adapt` took after that; null where an arm has none
     evaluations         [{"task", "attention", "scoring", "ids", "lengths", "correct", "losses", "chance", "seconds"}]
     attention_pattern   {"ahead" (layers x heads), "items", "maps" (mask -> queries x keys), "tokens", "segment_ids"}
     environment         versions and machine
@@ -25,6 +27,7 @@ import torch
 
 from segattn.evaluation.attention_pattern import attention_map, share_ahead
 from segattn.reproduction.accuracy_curve import AccuracyCurve
+from segattn.reproduction.adapting import adapt_tuned
 from segattn.reproduction.processes import is_first_process, joined, own_share
 from segattn.reproduction.samples import SweepData
 from segattn.reproduction.scoring import evaluate_task, scorings_of
@@ -56,6 +59,8 @@ def cell_settings(sweep: SweepSettings, names: CellNames) -> dict[str, Any]:
     trained_as = given.get("attention", "segments")
     if names.arm == UNTUNED:
         trained_as = "causal"
+    elif given.get("adapt"):
+        trained_as = "segments"
     elif given.get("causal_share"):
         trained_as = "mixed"
     data = dataclasses.asdict(sweep.data[names.data])
@@ -121,6 +126,10 @@ class _CellRun:
             start = time.perf_counter()
             self.parts["training"] = None if self.names.arm == UNTUNED else self._train()
             self._keep(start)
+        if "adaptation" not in self.parts:
+            start = time.perf_counter()
+            self.parts["adaptation"] = self._adapt()
+            self._keep(start)
         self._evaluate()
         if "attention_pattern" not in self.parts:
             start = time.perf_counter()
@@ -138,14 +147,15 @@ class _CellRun:
         from segattn.templates import Segmenter
         from segattn.training import train
 
+        given = self._given()
         settings, sft, model = split_settings(
-            self.sweep.for_cell(self.names.data, self.names.arm), self.model_path, str(self.folder / "model"),
+            given, self.model_path, str(self.folder / "model"),
             self.names.seed, self.sweep.curve_points,
         )  # fmt: skip
         count = None
         if sft.max_steps > 0 and not sft.packing:
             count = sft.max_steps * sft.per_device_train_batch_size * sft.gradient_accumulation_steps * sft.world_size
-        own = "causal" if self.settings["trained_as"] == "causal" else "segments"
+        own = "causal" if given.get("attention") == "causal" else "segments"
         segmenter = Segmenter.from_tokenizer(AutoTokenizer.from_pretrained(self.model_path), policy=settings.policy)
         segmenter = segmenter.restricted(
             causal_roles=settings.causal_roles or (), max_segment_length=settings.max_segment_length
@@ -165,12 +175,25 @@ class _CellRun:
         if result.interrupted:
             raise KeyboardInterrupt
         kept = json.loads(json.dumps(result.to_dict()))
+        shown = not given.get("adapt")  # its curves are those of causal training
         return {
             **{name: kept[name] for name in _KEPT},
             "seconds": kept["seconds"]["train"],
-            "curve": [{"step": point["step"], "loss": point["loss"]} for point in kept["curve"]],
-            "accuracy_curve": curve.points,
+            "curve": [{"step": point["step"], "loss": point["loss"]} for point in kept["curve"]] if shown else [],
+            "accuracy_curve": curve.points if shown else [],
         }
+
+    def _given(self) -> dict[str, Any]:
+        return {} if self.names.arm == UNTUNED else self.sweep.for_cell(self.names.data, self.names.arm)
+
+    def _adapt(self) -> dict[str, Any] | None:
+        given = self._given()
+        if not given.get("adapt"):
+            return None
+        samples = self.data.shuffled(self.names.seed, None)
+        return adapt_tuned(
+            self.folder / "model", self.folder, given["adapt"], samples, self.names.seed, given.get("dtype")
+        )
 
     def _evaluate(self) -> None:
         done = {(one["task"], one["attention"], one["scoring"]) for one in self.parts["evaluations"]}
@@ -219,7 +242,9 @@ class _CellRun:
                 AutoModelForCausalLM.from_pretrained(self.model_path, **options), Segmenter.from_tokenizer(tokenizer)
             )
         else:
-            model, tokenizer = from_pretrained(self.folder / "model", **options)
+            model, tokenizer = from_pretrained(
+                self.folder / ("adapted" if self._given().get("adapt") else "model"), **options
+            )
             segmenter = segmenter_of(model)
             if segmenter is None or segmenter.policy == "causal":
                 enable(model, Segmenter.from_tokenizer(tokenizer))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segattn.data import DataError
+from segattn.reproduction.adapting import check_adapt
 
 __all__ = ["PRESETS", "UNTUNED", "DataSettings", "SweepSettings", "load_sweep", "preset_names"]
 
@@ -70,7 +71,8 @@ class SweepSettings:
     Attributes:
         models: name -> folder, hub id, or smollm2.
         data: name -> data set.
-        arms: name -> settings of `segattn train` that this arm differs in; the arm `untuned` is the model as it is.
+        arms: name -> settings of `segattn train` that this arm differs in; the arm `untuned` is the model as it is. An
+            arm with "adapt" (settings of `segattn adapt`) is tuned causally, then learns from its own causal answers.
         seeds: of the order of the samples, the adapter's first weights and the dropout; the same ones for each arm.
         train: settings of `segattn train` for all.
         curve_points: held-out loss and accuracy are measured this many times during training, and before it.
@@ -98,8 +100,11 @@ class SweepSettings:
                 raise DataError(
                     f"{name!r} names files of the sweep; expected a name without '/' and no '.' at its start"
                 )
-        for settings in (self.train, *(one.train for one in self.data.values()), *self.arms.values()):
+        for settings in (self.train, *(one.train for one in self.data.values())):
             _check_names(settings)
+        for name, arm in self.arms.items():
+            _check_names({key: value for key, value in arm.items() if key != "adapt"})
+            check_adapt(name, arm)
 
     def for_cell(self, data: str, arm: str) -> dict[str, Any]:
         """Return the settings of `segattn train` for an arm on a data set, as they were given."""
