@@ -133,7 +133,7 @@ def test_results_of_other_settings_do_not_mix(finished, sweep_file, content, dat
         run(sweep_file(), output, data_folder)
 
 
-def test_an_arm_can_be_adapted_after_causal_training(finished, sweep_file, tmp_path, data_folder):
+def test_an_arm_can_be_adapted_after_causal_training(sweep_file, tmp_path, data_folder):
     """Its causal run is what causal training left; reading with segments is what it has learned since."""
     adapt = {
         "steps": 6,
