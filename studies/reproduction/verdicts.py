@@ -1,0 +1,156 @@
+"""Which of the paper's findings a sweep shows, which it does not, and which it cannot tell: rules, not opinions.
+
+Each rule looks at comparisons that `segattn.reproduction.summary` has corrected for their number. A finding "holds" if
+at least one comparison shows it and none shows its opposite, "does not hold" the other way round, and otherwise it
+cannot be told.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from segattn.reports.numbers import interval_text
+from segattn.reproduction.length_strata import stratum_text
+
+HOLDS, FAILS, MIXED, UNKNOWN = "holds", "does not hold", "mixed", "cannot be told"
+NOT_RUN = "not run yet"
+
+Rows = Sequence[Mapping[str, Any]]
+Summary = Mapping[str, Any]
+
+
+class Verdict(NamedTuple):
+    """One finding: what the paper says, what the sweep says of it, and the figures."""
+
+    finding: str
+    verdict: str
+    measured: str
+
+
+def verdicts(main_sweep: Summary, long_prompts: Summary) -> list[Verdict]:
+    """Return the verdict on each of the five findings.
+
+    Args:
+        main_sweep: from `summarize`, of the sweep `smollm2`; empty where there is none.
+        long_prompts: the same of the sweep `long-prompts`.
+    """
+    return [
+        Verdict("segments gain over causal training", *_gain(main_sweep.get("differences", []))),
+        Verdict("fast adaptation: a few steps are enough", *_learning(main_sweep.get("loss_curves", []))),
+        Verdict("run the wrong way, a model is badly wrong", *_mismatch(main_sweep.get("mismatch", []))),
+        Verdict("attention takes the shape of the blocks", *_ahead(main_sweep.get("shares_ahead", []))),
+        Verdict("segments are weaker on long prompts", *_long(long_prompts.get("strata", []))),
+    ]
+
+
+def _of_segments(rows: Rows) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["arm"] == "segments"]
+
+
+def _judge(rows: Rows, wanted: str, opposite: str) -> str:
+    if not rows:
+        return NOT_RUN
+    there, against = (any(row["verdict"] == word for row in rows) for word in (wanted, opposite))
+    if there and against:
+        return MIXED
+    return HOLDS if there else FAILS if against else UNKNOWN
+
+
+def _counts(rows: Rows, first: str, second: str) -> str:
+    counts = {word: sum(row["verdict"] == word for row in rows) for word in (first, second)}
+    none = len(rows) - sum(counts.values())
+    return f"{first} in {counts[first]}, {second} in {counts[second]}, no difference shown in {none} of {len(rows)}"
+
+
+def _gain(differences: Rows) -> tuple[str, str]:
+    rows = _of_segments(differences)
+    if not rows:
+        return NOT_RUN, ""
+    each = "; ".join(
+        f"{row['task'] if row['task'].startswith('all ') else row['data']}: "
+        f"{interval_text(row['difference'], sign='+')}"
+        for row in rows if row["task"].startswith("all ") or row["task"] == row["data"] or _only_task(row, rows)
+    )  # fmt: skip
+    return _judge(rows, "higher", "lower"), f"Accuracy {_counts(rows, 'higher', 'lower')} comparisons. {each}"
+
+
+def _only_task(row: Mapping[str, Any], rows: Rows) -> bool:
+    return len({other["task"] for other in rows if other["data"] == row["data"]}) == 1
+
+
+def _learning(curves: Rows) -> tuple[str, str]:
+    rows = [row for row in _of_segments(curves) if row["comparison"]]
+    if not rows:
+        return NOT_RUN, ""
+    compared = [row["comparison"] for row in rows]
+    # Fast means: as fast as causal training, which has nothing new to learn about the mask.
+    slower = any(one["verdict"] == "higher" for one in compared)
+    faster = any(one["verdict"] == "lower" for one in compared)
+    verdict = MIXED if slower and faster else FAILS if slower else HOLDS if faster else UNKNOWN
+    ends = "; ".join(
+        f"{row['data']} {row['mean'][0]:.2f} at the start, {row['mean'][1]:.2f} after {row['steps'][1]} steps, "
+        f"{row['mean'][-1]:.2f} at the end"
+        for row in rows if len(row["mean"]) > 1
+    )  # fmt: skip
+    text = f"Mean held-out loss over the run, against causal training: {_counts(compared, 'lower', 'higher')}. {ends}"
+    return verdict, text
+
+
+def _mismatch(rows: Rows) -> tuple[str, str]:
+    parts, found = [], {}
+    for arm, other in (("causal", "segments"), ("segments", "causally")):
+        compared = [row["comparison"] for row in rows if row["arm"] == arm and row["comparison"]]
+        if not compared:
+            return NOT_RUN, ""
+        found[arm] = _judge(compared, "lower", "higher")
+        values = [one["difference"]["value"] for one in compared]
+        how = "with segments" if other == "segments" else "causally"
+        parts.append(
+            f"Tuned as {arm}, run {how}: accuracy {_counts(compared, 'lower', 'higher')} "
+            f"({min(values):+.3f} to {max(values):+.3f})"
+        )
+    each = set(found.values())
+    if each == {HOLDS}:
+        verdict = "holds in both directions"
+    elif HOLDS in each and len(each) == 2:
+        verdict = f"holds for {next(arm for arm in found if found[arm] == HOLDS)} models only"
+    else:
+        verdict = each.pop() if len(each) == 1 else MIXED
+    return verdict, ". ".join(parts) + "."
+
+
+def _ahead(rows: Rows) -> tuple[str, str]:
+    tuned = _of_segments(rows)
+    if not tuned:
+        return NOT_RUN, ""
+    text = "; ".join(
+        f"{row['data']}: {row['mean']:.3f} of a prompt token's attention goes ahead "
+        f"(layers {row['least']:.3f} to {row['most']:.3f})"
+        for row in tuned
+    )
+    return "see the pictures", f"{text}. A share, not a test: what the tokens ahead are worth is the line above."
+
+
+def _long(strata: Rows) -> tuple[str, str]:
+    beyond = [row for row in strata if row["cut_offs"] and (row["from"] or 0) > min(row["cut_offs"])]
+    found = [
+        (row, row["arms"]["segments"]["difference"])
+        for row in beyond
+        if row["arms"].get("segments", {}).get("difference")
+    ]
+    if not found:
+        return NOT_RUN, ""
+    below, above = (any(test(one) for _, one in found) for test in (_is_below, _is_above))
+    verdict = MIXED if below and above else HOLDS if below else FAILS if above else UNKNOWN
+    text = "; ".join(
+        f"prompts of {stratum_text(row)} tokens ({row['items']} items): {interval_text(one, sign='+')}"
+        for row, one in found
+    )
+    return verdict, f"Segments - causal, both cut at {min(beyond[0]['cut_offs'])} in training: {text}"
+
+
+def _is_below(interval: Mapping[str, float]) -> bool:
+    return interval["high"] < 0
+
+
+def _is_above(interval: Mapping[str, float]) -> bool:
+    return interval["low"] > 0
