@@ -11,6 +11,14 @@ from segattn.training.interrupt import GracefulStop
 ONE_PROCESS = SimpleNamespace(world_size=1)
 
 
+@pytest.fixture(autouse=True)
+def keyboard_interrupts():
+    """Ctrl-C raises, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def flags():
     return SimpleNamespace(should_training_stop=False, should_save=False, should_log=True, should_evaluate=True)
 

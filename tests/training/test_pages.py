@@ -31,13 +31,14 @@ def place(tmp_path, monkeypatch):
 
 def test_the_commands_and_the_python_of_both_pages_run(place, tiny, capsys):
     for page in ("training.md", "evaluation.md"):
-        [commands], [code] = blocks(page, "sh"), blocks(page, "python")
+        [commands], codes = blocks(page, "sh"), blocks(page, "python")
         for line in commands.splitlines():
             arguments = shlex.split(line.replace("smollm2", tiny).replace("--max_steps 200", "--max_steps 2"))[1:]
             small = ["--lora_r", "2", "--bf16", "false"] if arguments[0] == "train" else []
             result = CliRunner().invoke(app, arguments + small)
             assert result.exit_code == 0, result.output
-        exec(compile(code.replace("smollm2-folder", tiny), page, "exec"), {})
+        for code in codes:
+            exec(compile(code.replace("smollm2-folder", tiny), page, "exec"), {})
     shown = capsys.readouterr().out
     assert re.search(r"^0 \d\.\d+$", shown, flags=re.MULTILINE)
     assert re.search(
