@@ -39,7 +39,13 @@ def test_lengths_show_both_panels_and_the_cut_off():
     assert left.lines[0].get_xdata()[0] == pytest.approx(40, rel=0.02)
     assert [text.get_text() for text in (*left.texts, *right.texts)] == ["cut-off", "cut-off"]
     ElementTree.fromstring(svg(figure, "lengths"))
-    assert len(draw_lengths({"causal": points}, {}, [], ["causal"]).axes) == 2
+    assert list(left.get_xticks()) == [40, 150]
+
+
+def test_lengths_without_a_difference_are_one_panel():
+    points = [(37, interval(0.5)), (37.5, interval(0.4)), (53, interval(0.7))]
+    (axes,) = draw_lengths({"causal": points}, {}, [], ["causal"]).axes
+    assert list(axes.get_xticks()) == [37, 53], "ticks that would touch are left out"
 
 
 def test_shares_have_one_scale_and_break_into_lines():

@@ -60,12 +60,13 @@ def draw_lengths(
 
     Args:
         accuracies: arm -> (median length of a stratum in tokens, "value", "low", "high").
-        differences: the same; may be empty.
+        differences: the same; where it is empty, there is no right panel.
         cut_offs: lengths at which training samples were cut: dashed.
         arms: all that the page shows.
     """
-    figure, (left, right) = panels(10.6, 3.4, 2)
-    for axes, lines in ((left, accuracies), (right, differences)):
+    parts = [accuracies, differences] if differences else [accuracies]
+    figure, every = panels(5.3 * len(parts), 3.4, len(parts))
+    for axes, lines in zip(every, parts, strict=True):
         for number, (arm, points) in enumerate(lines.items()):
             # Beside one another, or the intervals of arms would hide each other.
             places = [length * 1.025 ** (number - (len(lines) - 1) / 2) for length, _ in points]
@@ -82,15 +83,28 @@ def draw_lengths(
                 fontsize=7, color=INK,
             )  # fmt: skip
         axes.set_xscale("log", base=2)
+        axes.set_xticks(_apart([length for points in lines.values() for length, _ in points]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
         axes.set_xlabel("prompt tokens", color=INK)
-    left.set_ylabel("accuracy", color=INK)
-    left.set_ylim(-0.02, 1.02)
-    right.axhline(0, color=INK, lw=0.8)
-    right.set_ylabel("accuracy, arm - causal", color=INK)
-    lines, names = left.get_legend_handles_labels()
+    every[0].set_ylabel("accuracy", color=INK)
+    every[0].set_ylim(-0.02, 1.02)
+    if differences:
+        every[1].axhline(0, color=INK, lw=0.8)
+        every[1].set_ylabel("accuracy, arm - causal", color=INK)
+    lines, names = every[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside right upper", frameon=False, labelcolor=INK, fontsize=8)
     return figure
+
+
+def _apart(lengths: Sequence[float]) -> list[float]:
+    """Lengths as ticks of a logarithmic axis, those left out that would touch the one before."""
+    ordered = sorted(set(lengths))
+    least = (ordered[-1] / ordered[0]) ** 0.06 if ordered else 1.0
+    kept: list[float] = []
+    for length in ordered:
+        if not kept or length > kept[-1] * least:
+            kept.append(length)
+    return kept
 
 
 def draw_head_shares(shares: Mapping[str, Sequence[Sequence[float]]]) -> "Figure":
