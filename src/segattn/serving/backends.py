@@ -38,9 +38,7 @@ BACKENDS: Mapping[str, Mode] = {
 }
 
 
-def mode_of(
-    backend: str, *, flash_attn_version: int | None = None, capability: tuple[int, int] | None = None
-) -> Mode:
+def mode_of(backend: str, *, flash_attn_version: int | None = None, capability: tuple[int, int] | None = None) -> Mode:
     """Return how a backend is told which chunks are segments.
 
     Args:

@@ -94,7 +94,9 @@ def check_hooks(resolve: Callable[[str], object] | None = None) -> None:
         ServingError: names every method that differs.
     """
     found = {name: _parameters((resolve or _resolve)(name)) for name in METHODS}
-    changed = [f"{name}({found[name]}), expected ({wanted})" for name, wanted in METHODS.items() if found[name] != wanted]
+    changed = [
+        f"{name}({found[name]}), expected ({wanted})" for name, wanted in METHODS.items() if found[name] != wanted
+    ]
     if changed:
         raise ServingError(
             f"vLLM has changed methods that segments hook into: {'; '.join(changed)}. Install the version that "

@@ -73,9 +73,11 @@ _MODEL: list[tuple[Callable[[Any], bool], str]] = [
     (lambda model: bool(model.use_mla), "latent attention (MLA) has kernels of its own, which were not looked at"),
     (lambda model: bool(model.is_hybrid or model.is_attention_free), "state-space layers read left to right"),
     (
-        lambda model: model.get_sliding_window() is not None
-        or getattr(model.hf_text_config, "sliding_window", None) is not None
-        and getattr(model.hf_text_config, "use_sliding_window", True),
+        lambda model: (
+            model.get_sliding_window() is not None
+            or getattr(model.hf_text_config, "sliding_window", None) is not None
+            and getattr(model.hf_text_config, "use_sliding_window", True)
+        ),
         "sliding windows are cut in both directions under segments, which vLLM's kernels do not do for one flag",
     ),
     (
