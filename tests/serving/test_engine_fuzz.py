@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM in an environment of its own: make test-serve")
 
 from serving import hand_oracle
-from serving.engines import SMALL, answers, engine, free_blocks, parameters, scheduler_of
-from serving.tiny_served import Chats, save_model
+from serving.engines import answers, engine, free_blocks, scheduler_of
+from serving.tiny_served import Chats
 
 pytestmark = pytest.mark.vllm
 
@@ -23,13 +23,6 @@ CONFIGURATIONS = {
     "homogeneous steps": {"additional_config": {"segment_attention": {"per_request": False}}, "max_num_seqs": 8},
     "priority": {"scheduling_policy": "priority", "max_num_batched_tokens": 130},
 }
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A checkpoint on disk, and the same model for the oracle."""
-    folder = tmp_path_factory.mktemp("served")
-    return folder, save_model(folder)
 
 
 def fuzz_requests(seed=0, count=48):
