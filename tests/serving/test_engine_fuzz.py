@@ -97,6 +97,25 @@ def test_fuzz(name, served, fuzz, record_property):
         assert bool(preempted) == (name == "preemption")
 
 
+def test_fuzz_with_async_scheduling(served, fuzz, monkeypatch):
+    """vLLM plans a step before the last one has ended on GPUs; on CPUs its platform switches that off."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    stock = CpuPlatform.check_and_update_config.__func__
+
+    def asynchronous(cls, vllm_config):
+        stock(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(asynchronous))
+    with engine(served[0], max_num_batched_tokens=120) as llm:
+        assert type(scheduler_of(llm)).__name__ == "AsyncSegmentScheduler"
+        assert llm.llm_engine.engine_core.engine_core.batch_queue is not None
+        got = [equal_in(llm, fuzz, places) for places in orders(fuzz[0])]
+    print(f"\nasync scheduling: identical {got} of {len(fuzz[0])}")
+    assert got == [len(fuzz[0])] * 3
+
+
 def test_the_stock_block_hash_answers_wrongly(served, fuzz, monkeypatch):
     """The control of the fuzz: with blocks keyed by tokens alone, as vLLM keys them, many answers are wrong."""
     monkeypatch.setattr("segattn.serving.block_hashes.segment_keys", lambda ids, spans: ())
