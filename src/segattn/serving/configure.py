@@ -51,6 +51,7 @@ def configure(vllm_config: Any) -> ServingSettings | None:
     mode = _choose_mode(vllm_config, entry or {})
     settings = ServingSettings(segmenters[0], limits_of(vllm_config), mode.per_request, segmenters[1])
     _install(vllm_config, settings)
+    _tell(vllm_config, settings)
     return settings
 
 
@@ -136,3 +137,17 @@ def _install(vllm_config: Any, settings: ServingSettings) -> None:
     parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
     vllm_config.attention_config.use_non_causal = True
     vllm_config.additional_config = {**vllm_config.additional_config, KEY: settings.to_dict()}
+
+
+def _tell(vllm_config: Any, settings: ServingSettings) -> None:
+    """Say what is too long before a client meets it."""
+    from vllm.logger import init_logger
+
+    limits, longest = settings.limits, vllm_config.model_config.max_model_len
+    text = f"Segments are on; a segment may have up to {limits.longest_segment} tokens"
+    if limits.longest_segment < longest:
+        text += (
+            f", longer ones are refused. For segments of up to --max-model-len {longest}, set --max-num-batched-tokens "
+            f"{longest + limits.max_num_seqs - 1}, or fewer --max-num-seqs than {limits.max_num_seqs}"
+        )
+    init_logger("vllm.segattn").info(text)

@@ -37,8 +37,9 @@ def llm(model_or_adapter: str, **kwargs: Any) -> Any:
     arguments = engine_arguments(target, kwargs)
     os.environ[VARIABLE] = "1"
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-    from segattn.serving.plugin import check_active
+    from segattn.serving.plugin import check_active, check_environment
 
+    check_environment(os.environ)
     check_active()
     from segattn.serving.adapter_llm import make_llm
 

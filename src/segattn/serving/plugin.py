@@ -1,11 +1,12 @@
 """The entry points that vLLM calls in every process, whatever it serves. They must cost nothing and break nothing."""
 
+from collections.abc import Mapping
 from importlib import metadata
 
 from segattn.serving.errors import ServingError
 from segattn.serving.switch import is_off, is_required
 
-__all__ = ["check_active", "is_active", "platform"]
+__all__ = ["check_active", "check_environment", "is_active", "platform"]
 
 _GROUP = "vllm.platform_plugins"
 _PLATFORM = "segattn.serving.platform.SegmentPlatform"
@@ -38,6 +39,22 @@ def check_active() -> None:
             "causally. Unset VLLM_TARGET_DEVICE, let VLLM_PLUGINS include 'segattn' (or unset it), and check that "
             "segattn is installed in the environment of vLLM"
         )
+
+
+def check_environment(variables: Mapping[str, str]) -> None:
+    """Refuse environment variables by which vLLM passes over our plugin.
+
+    Raises:
+        ServingError: names the variable.
+    """
+    if variables.get("VLLM_TARGET_DEVICE") == "cpu":
+        raise ServingError(
+            "VLLM_TARGET_DEVICE is cpu, for which vLLM passes over every platform plugin and would run causally; unset "
+            "it (a CPU build of vLLM needs it not)"
+        )
+    plugins = variables.get("VLLM_PLUGINS")
+    if plugins is not None and "segattn" not in plugins.split(","):
+        raise ServingError(f"VLLM_PLUGINS is {plugins!r}, which leaves out segattn; add it, or unset the variable")
 
 
 def is_active() -> bool:
