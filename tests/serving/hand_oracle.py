@@ -1,4 +1,4 @@
-"""What vLLM must answer: stock Hugging Face models run without cache, with a mask written out by hand. Nothing of segattn."""
+"""What vLLM must answer: stock Hugging Face models, without cache, with a mask written by hand; nothing of segattn."""
 
 import torch
 

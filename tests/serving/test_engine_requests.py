@@ -64,6 +64,7 @@ def test_two_messages_with_a_common_beginning_share_only_what_is_finished(llm, s
 
 def test_a_conversation_reuses_its_earlier_turns(llm, served, chats):
     turns = [("system", chats.text(40)), ("user", chats.text(60))]
+    before = 0
     for turn in range(3):
         ids, spans = chats.prompt(turns)
         got, cached = answers(llm, [(ids, None)], count=12)
@@ -101,9 +102,9 @@ def test_prompt_log_probabilities_are_those_of_the_mask(llm, served, chats):
     ids, spans = chats.prompt([("system", chats.text(40)), ("user", chats.text(50)), ("assistant", chats.text(30))])
 
     def error(override, spans):
-        output = llm.generate(
-            [{"prompt_token_ids": ids}], parameters(1, override, prompt_logprobs=0), use_tqdm=False
-        )[0]
+        output = llm.generate([{"prompt_token_ids": ids}], parameters(1, override, prompt_logprobs=0), use_tqdm=False)[
+            0
+        ]
         got = [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
         return max(abs(a - b) for a, b in zip(got, hand_oracle.log_probability(served[1], ids, spans), strict=True))
 

@@ -23,10 +23,16 @@ from serving.tiny_served import Chats
 pytestmark = pytest.mark.vllm
 
 START_SECONDS = 240
-FLAGS = (
-    "--dtype float32 --enforce-eager --max-model-len 512 --block-size 32 --max-num-seqs 8 --max-num-batched-tokens 256 "
-    "--kv-cache-memory-bytes 67108864 --served-model-name tiny --seed 0"
-).split()
+FLAGS = {
+    "--dtype": "float32",
+    "--max-model-len": "512",
+    "--block-size": "32",
+    "--max-num-seqs": "8",
+    "--max-num-batched-tokens": "256",
+    "--kv-cache-memory-bytes": str(1 << 26),
+    "--served-model-name": "tiny",
+    "--seed": "0",
+}
 
 
 class Server:
@@ -64,9 +70,10 @@ def server(served, tmp_path_factory):
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "segattn", "serve", str(served[0]), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--enforce-eager", *(word for flag in FLAGS.items() for word in flag)]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     environment.pop("SEGATTN_VLLM", None)
-    with log.open("w") as out, subprocess.Popen([*command, *FLAGS], stdout=out, stderr=out, env=environment) as process:
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
         made = Server(port)
         try:
             until = time.monotonic() + START_SECONDS

@@ -66,7 +66,7 @@ def test_the_documented_flag_switches_segments_on(ordinary, served):
 
 def test_required_segments_without_segmentation_are_refused(ordinary, switch):
     switch.setenv("SEGATTN_VLLM", "1")
-    with pytest.raises(ValueError, match="records no segmentation.*--attention causal"):
+    with pytest.raises(ValueError, match=r"records no segmentation.*--attention causal"):
         config(ordinary)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cli.tiny_chat import make_tokenizer
-from segattn import SegmentError, Segmenter
+from segattn import Segmenter, SegmentError
 from segattn.serving.spans import OVERRIDE, spans_of
 
 IDS = list(range(40))

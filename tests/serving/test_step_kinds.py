@@ -71,8 +71,9 @@ def test_every_request_ends_and_every_step_can_be_run(layouts, per_request, brea
 @pytest.mark.parametrize("break_at_zero", [True, False])
 def test_a_long_segment_is_not_starved_by_a_stream_of_short_ones(break_at_zero):
     long = Request(20, ((0, 20),))
-    running, waiting = [], [Request(4, ()), long]
-    for step in range(60):
+    running, waiting, steps = [], [Request(4, ()), long], 0
+    for _ in range(60):
+        steps += 1
         # Each short one ends after its first answer; two new ones arrive with every step.
         waiting += [Request(5, ()), Request(5, ())]
         for request, tokens in one_step(running, waiting, 22, StepPlan(True), break_at_zero):
@@ -81,7 +82,7 @@ def test_a_long_segment_is_not_starved_by_a_stream_of_short_ones(break_at_zero):
                 running.remove(request)
         if long.computed:
             break
-    assert step < 5
+    assert steps < 5
 
 
 def test_without_closing_the_step_it_would_starve():

@@ -72,7 +72,7 @@ class Chats:
             if role != "assistant":
                 spans.append((len(ids), len(ids) + len(new)))
             ids += new
-        return ids + [START_ID, *self.tokenizer("assistant\n").input_ids], spans
+        return [*ids, START_ID, *self.tokenizer("assistant\n").input_ids], spans
 
 
 __all__ = ["END", "END_ID", "START", "START_ID", "VOCABULARY", "Chats", "save_model"]

@@ -75,8 +75,10 @@ _MODEL: list[tuple[Callable[[Any], bool], str]] = [
     (
         lambda model: (
             model.get_sliding_window() is not None
-            or getattr(model.hf_text_config, "sliding_window", None) is not None
-            and getattr(model.hf_text_config, "use_sliding_window", True)
+            or (
+                getattr(model.hf_text_config, "sliding_window", None) is not None
+                and getattr(model.hf_text_config, "use_sliding_window", True)
+            )
         ),
         "sliding windows are cut in both directions under segments, which vLLM's kernels do not do for one flag",
     ),

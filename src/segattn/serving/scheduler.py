@@ -16,7 +16,7 @@ from segattn.serving.step_kinds import StepPlan
 __all__ = ["AsyncSegmentScheduler", "SegmentScheduler"]
 
 if TYPE_CHECKING:
-    _Base = Scheduler
+    from vllm.v1.core.sched.scheduler import Scheduler as _Base
 else:
     _Base = object
 
@@ -47,7 +47,7 @@ class _Segments(_Base):
             problem = self._settings.limits.problem(spans)
             if problem is not None:
                 raise ServingError(f"request {request.request_id} would wait for ever: {problem}")
-            request.segment_spans = spans  # type: ignore[attr-defined]
+            request.segment_spans = spans
         return spans
 
     def add_request(self, request: Request) -> None:

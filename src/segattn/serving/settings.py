@@ -40,7 +40,7 @@ class ServingSettings:
     def segmenter_of(self, lora_request: Any) -> Segmenter | None:
         """Return what segments a request; adapters that were loaded later follow the base model."""
         name = None if lora_request is None else lora_request.lora_name
-        return self.adapters[name] if name in self.adapters else self.base
+        return self.base if name is None else self.adapters.get(name, self.base)
 
     def segmenters(self) -> list[Segmenter | None]:
         """Return every segmenter that a request may meet."""
