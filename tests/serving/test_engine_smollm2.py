@@ -12,7 +12,7 @@ from serving.engines import engine, parameters
 
 pytestmark = pytest.mark.vllm
 
-COUNT = 16
+COUNT = 12
 SYSTEM = "You answer in one short sentence."
 QUESTIONS = [
     "What is the capital of France?",
