@@ -50,7 +50,7 @@ SERVE_WHEEL := .venv-serve/wheel
 
 # About ten minutes on two cores. Warnings of vLLM and its libraries are theirs.
 test-serve: .venv-serve/.installed
-	$(SERVE)/python -m pytest tests/serving -m "vllm or not vllm" -W default
+	$(SERVE)/python -m pytest tests/serving -W default
 
 # About ten minutes: runs every family of transformers and rewrites docs/families.md and the verified table.
 families: $(STAMP)
