@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lm-eval": ("segattn.cli.lm_eval", "Run tasks of the lm-evaluation-harness."),
     "generate": ("segattn.cli.generate", "Answer one question."),
     "chat": ("segattn.cli.chat", "Talk to a model in the terminal."),
+    "serve": ("segattn.cli.serve", "Serve a model or an adapter with vLLM."),
     "inspect": ("segattn.cli.inspect", "Show the segments of a chat over its tokens."),
     "bench": ("segattn.cli.bench", "Measure segments against causal and dense attention on this machine."),
     "report": ("segattn.cli.report", "Write a report of finished runs."),
@@ -35,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 # In this order one is looked for that brings a missing package.
-_EXTRAS = ["", "cli", "train", "eval", "viz", "tensorboard", "hf", "all"]
+_EXTRAS = ["", "cli", "train", "eval", "viz", "tensorboard", "serve", "hf", "all"]
 
 # Markdown, because rich markup would swallow the brackets of `segattn[train]`.
 _MARKUP: Any = "markdown"
