@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from serving import hand_oracle
 from serving.engines import ENVIRONMENT
@@ -66,7 +67,9 @@ def running(checkpoint, log, *flags):
     command += ["--enforce-eager", *(word for flag in FLAGS.items() for word in flag), *flags]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     environment.pop("SEGATTN_VLLM", None)
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
+    # A session of its own: what a killed server leaves running can be ended with it.
+    options = {"env": environment, "start_new_session": True}
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, **options) as process:
         made = Server(port, process)
         try:
             until = time.monotonic() + START_SECONDS
@@ -86,6 +89,8 @@ def running(checkpoint, log, *flags):
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 class Client:
