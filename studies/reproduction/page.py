@@ -5,6 +5,7 @@ stands before the first mark is. `--check` writes nothing and fails where the pa
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def main() -> None:
     PAGE.write_text(text, encoding="utf-8")
     REPORTS.mkdir(exist_ok=True)
     for name in _sweeps(RESULTS):
-        report_sweeps([RESULTS / name], REPORTS / f"{name}.html")
+        # Relative: a report names the folders that it was made from.
+        report_sweeps([Path(os.path.relpath(RESULTS / name))], REPORTS / f"{name}.html")
 
 
 def page(text: str, results: Path) -> str:
@@ -162,7 +164,11 @@ def _ahead(summary: Mapping[str, Any]) -> str:
         [row["data"], row["arm"], str(row["seeds"]), *(f"{row[name]:.3f}" for name in ("mean", "least", "most"))]
         for row in summary["shares_ahead"]
     ]
-    return _table(["data", "arm", "seeds", "share ahead", "lowest layer", "highest layer"], rows)
+    text = (
+        "The share of a prompt token's attention that goes to keys ahead when the model is run with segments, whatever it "
+        "was tuned for."
+    )
+    return f"{text}\n\n{_table(['data', 'arm', 'seeds', 'share ahead', 'lowest layer', 'highest layer'], rows)}"
 
 
 def _strata(summary: Mapping[str, Any]) -> str:
@@ -174,6 +180,8 @@ def _strata(summary: Mapping[str, Any]) -> str:
         ]
         for row in summary["strata"] if len(row["arms"]) > 1 and _has_strata(row, summary["strata"])
     ]  # fmt: skip
+    if not rows:
+        return "No two arms have been run on prompts of several lengths yet."
     return _table(["task", "prompt tokens", "causal", "segments", "segments - causal, not corrected"], rows)
 
 

@@ -87,7 +87,7 @@ def _content(
         "ahead_pictures": [
             _picture(
                 draw_head_shares({row["arm"]: row["ahead"] for row in rows}), name,
-                "share of attention ahead, layer by head, one scale for all arms",
+                "share of attention ahead when run with segments, layer by head, one scale for all arms",
             )
             for name, rows in _grouped(summary["shares_ahead"], _study_text)
         ],

@@ -179,8 +179,8 @@ def scoring_table(accuracies: Rows, differences: Rows) -> Table | None:
 def ahead_table(rows: Rows) -> Table:
     """How much attention goes ahead."""
     return Table(
-        "The share of a prompt token's attention that goes to keys ahead: mean over heads, layers, prompts and seeds, "
-        "and of the layers with least and most.",
+        "The share of a prompt token's attention that goes to keys ahead when the model is run with segments, whatever "
+        "it was tuned for: mean over heads, layers, prompts and seeds, and of the layers with least and most.",
         ["data", "arm", "seeds", "prompts", "mean", "least layer", "most layer"],
         [
             [
