@@ -165,8 +165,8 @@ def _ahead(summary: Mapping[str, Any]) -> str:
         for row in summary["shares_ahead"]
     ]
     text = (
-        "The share of a prompt token's attention that goes to keys ahead when the model is run with segments, whatever it "
-        "was tuned for."
+        "The share of a prompt token's attention that goes to keys ahead when the model is run with segments, whatever "
+        "it was tuned for."
     )
     return f"{text}\n\n{_table(['data', 'arm', 'seeds', 'share ahead', 'lowest layer', 'highest layer'], rows)}"
 
