@@ -62,6 +62,9 @@ FLAGS = {
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # the client, the server and its scheduler want the other core
     "OMP_WAIT_POLICY": "PASSIVE",
+    # The worker in the engine's process (the server has an engine process all the same): two processes that wait for
+    # each other spin, which one core cannot afford.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
@@ -205,9 +208,9 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few chats and rounds, into runs/bench")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chats", type=int, default=16, help="requests of a round")
-    parser.add_argument("--tokens", type=int, default=24, help="of each answer")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4], help="requests at a time")
+    parser.add_argument("--chats", type=int, default=12, help="requests of a round")
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    parser.add_argument("--clients", type=int, nargs="+", default=[4, 1], help="requests at a time")
     parser.add_argument("--output", type=Path, help="folder of the results, in place of the repository's own")
     given = parser.parse_args()
     if given.quick:
