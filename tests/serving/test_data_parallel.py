@@ -20,7 +20,7 @@ def test_both_engines_answer_what_the_mask_says(served, tmp_path):
     ]
     wanted = [[client.wanted(messages)] for messages in chats]
     with running(served[0], tmp_path / "log", "--data-parallel-size", "2") as server:
-        for _ in range(2):
+        for _ in range(3):
             with ThreadPoolExecutor(8) as pool:
                 assert list(pool.map(lambda messages: tokens_of(server.chat(messages)), chats)) == wanted
         finished = [

@@ -164,3 +164,23 @@ def test_a_request_that_cannot_be_served_is_refused_and_the_engine_goes_on(llm, 
     with pytest.raises(VLLMValidationError, match=expected):
         answers(llm, [(ids, override)])
     assert answers(llm, [(ids, None)])[0] == [greedy(served, ids, spans)]
+
+
+def test_structured_outputs(llm, served, chats):
+    from vllm.sampling_params import StructuredOutputsParams
+
+    choices = ["abba", "cafe", "hedge", "gag"]
+    wanted, prompts = [], [chats.prompt([("system", chats.text(50)), ("user", chats.text(60))]) for _ in range(6)]
+    for ids, spans in prompts:
+        made, left = [], [chats.tokenizer(choice).input_ids for choice in choices]
+        while len({tuple(choice) for choice in left}) > 1 or len(left[0]) > len(made):
+            row = hand_oracle.logits(served[1], ids + made, spans)[-1]
+            allowed = {choice[len(made)] for choice in left}
+            made.append(max(allowed, key=lambda token: float(row[token])))
+            left = [choice for choice in left if choice[: len(made)] == made]
+        wanted.append(made)
+    assert len({tuple(made) for made in wanted}) > 1
+    asked = parameters(8, structured_outputs=StructuredOutputsParams(choice=choices))
+    asked.ignore_eos = False
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids, _ in prompts], asked, use_tqdm=False)
+    assert [list(o.outputs[0].token_ids)[: len(made)] for o, made in zip(outputs, wanted, strict=True)] == wanted

@@ -72,6 +72,19 @@ def test_a_segment_that_is_too_long_is_a_400_with_the_number_to_set(server, serv
     assert f"--max-num-batched-tokens {length + 7}" in content
 
 
+def test_a_prompt_that_is_cut_from_the_left_is_a_400(server, served):
+    client = Client(served, 9)
+    messages = [client.message("user", 40)]
+    for cut in ({"truncate_prompt_tokens": 20}, {"truncate_prompt_tokens": -1, "truncation_side": "left"}):
+        status, content = server.chat(messages, **cut)
+        assert status == 400
+        assert "cut from the left" in content
+    ids, ((start, _),) = client.prompt(messages)
+    cut = {"truncate_prompt_tokens": 20, "truncation_side": "right"}
+    wanted, _ = hand_oracle.greedy(client.model, ids[:20], [(start, 20)], 6)
+    assert tokens_of(server.chat(messages, **cut)) == [wanted]
+
+
 def test_malformed_and_oversized_bodies_do_not_end_the_server(server, served):
     assert server.post("/v1/chat/completions", b"{")[0] == 400
     assert server.post("/v1/chat/completions", {"model": "tiny"})[0] == 400

@@ -18,14 +18,14 @@ def segmenter():
 
 def test_settings_pass_through_vllms_config_as_json(segmenter):
     prefix = segmenter.with_policy("prefix")
-    settings = ServingSettings(segmenter, StepLimits(64, 4, 32), False, {"a": prefix, "b": None})
+    settings = ServingSettings(segmenter, StepLimits(64, 4, 32), False, {"a": prefix, "b": None}, {"a": "runs/a"})
     written = json.loads(json.dumps(settings.to_dict()))
     read = ServingSettings.from_config(Fake(additional_config={KEY: written}))
     ids, spans = Chats(1).prompt([("system", [1, 2]), ("user", [3, 4, 5])])
-    assert read.segmenter_of(None).spans(ids) == spans
-    assert read.segmenter_of(Fake(lora_name="a")).spans(ids) == [(0, spans[1][1])]
-    assert read.segmenter_of(Fake(lora_name="b")) is None
-    assert read.segmenter_of(Fake(lora_name="unknown")).spans(ids) == spans
+    assert read.base.spans(ids) == spans
+    assert read.adapters["a"].spans(ids) == [(0, spans[1][1])]
+    assert read.adapters["b"] is None
+    assert read.folders == {"a": "runs/a"}
     assert read.limits == StepLimits(64, 4, 32)
     assert not read.per_request
 
@@ -41,26 +41,48 @@ def test_an_entry_must_be_an_object():
         entry_of(Fake(additional_config={KEY: "runs/mine"}))
 
 
-class Sampling:
-    temperature = 0.0
+def request(ids, extra_args=None, adapter=None, **fields):
+    lora = None if adapter is None else Fake(lora_name=adapter, lora_path="nowhere")
+    made = {"prompt_embeds": None, "mm_features": None, "resumable": False, "lora_request": lora}
+    return Fake(**{"prompt_token_ids": ids, "sampling_params": Fake(extra_args=extra_args), **made, **fields})
 
-    def __init__(self, extra_args=None):
-        self.extra_args = extra_args
+
+@pytest.fixture
+def checker(segmenter):
+    return RequestChecker(ServingSettings(None, StepLimits(20, 4), adapters={"a": segmenter}))
 
 
-def test_requests_that_cannot_be_served_are_told_why(segmenter):
-    checker = RequestChecker(ServingSettings(None, StepLimits(20, 4), adapters={"a": segmenter}))
+def test_a_request_is_given_the_spans_of_its_adapter(checker):
+    ids, spans = Chats().prompt([("user", [1, 2])])
+    long, _ = Chats().prompt([("user", [1] * 20)])
+    flat = [bound for span in spans for bound in span]
+    for made, expected in [
+        (request(ids, adapter="a"), flat),
+        (request(ids, {KEY: "segments"}, adapter="a"), flat),
+        (request(ids), []),  # the base model, also where its adapter could not take the prompt
+        (request(long), []),
+        (request(long, {KEY: "causal"}, adapter="a"), []),
+        (request(ids, {KEY: [1, 3], "other": 1}, adapter="a"), [1, 3]),
+    ]:
+        own = made.sampling_params.extra_args
+        before = None if own is None else dict(own)
+        checker.settle(made)
+        assert made.sampling_params.extra_args[KEY] == expected
+        assert own is None or own == before  # what the caller gave is not written to
+
+
+def test_requests_that_cannot_be_served_are_told_why(checker):
     short, _ = Chats().prompt([("user", [1, 2])])
     long, _ = Chats().prompt([("user", [1] * 20)])
-    checker.check({"type": "token", "prompt_token_ids": short}, Sampling())
-    checker.check({"type": "token", "prompt_token_ids": long}, Sampling({KEY: "causal"}))
-    checker.check({"type": "token", "prompt_token_ids": short}, Sampling({KEY: "segments"}))
-    for engine_input, params, expected in [
-        ({"type": "token", "prompt_token_ids": long}, Sampling(), "--max-num-batched-tokens"),
-        ({"type": "token", "prompt_token_ids": short}, Sampling({KEY: [0, 99]}), "row of"),
-        ({"type": "embeds"}, Sampling(), "'embeds'"),
-        ({"type": "multimodal", "prompt_token_ids": short}, Sampling(), "'multimodal'"),
-        ({"type": "token", "prompt_token_ids": short}, Fake(), "pooling"),
+    for made, expected in [
+        (request(long, adapter="a"), "--max-num-batched-tokens"),
+        (request(short, {KEY: [0, 99]}), "row of"),
+        (request(short, {KEY: "segments"}), "not tuned with segments"),
+        (request(None), "more than text"),
+        (request(short, prompt_embeds=object()), "more than text"),
+        (request(short, mm_features=[object()]), "more than text"),
+        (request(short, resumable=True), "sent whole"),
+        (request(short, sampling_params=None), "pooling"),
     ]:
         with pytest.raises(SegmentError, match=expected):
-            checker.check(engine_input, params)
+            checker.settle(made)

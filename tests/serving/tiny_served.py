@@ -47,6 +47,28 @@ def save_model(folder, seed=0, entry=True):
     return model
 
 
+def save_adapter(folder, base, seed=3, tuned=True):
+    """Write a random LoRA adapter over the model in a folder; returns the adapted model."""
+    from peft import LoraConfig, get_peft_model
+
+    from segattn import Segmenter
+
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(base),
+        LoraConfig(r=6, lora_alpha=12, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]),
+    ).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    model.save_pretrained(folder)
+    if tuned:
+        entry = {"format": 1, "segmenter": Segmenter.from_tokenizer(make_tokenizer()).to_dict()}
+        (folder / "segment_attention.json").write_text(json.dumps(entry))
+    return model
+
+
 class Chats:
     """Makes prompts and, from their construction, their segments."""
 
@@ -75,4 +97,4 @@ class Chats:
         return [*ids, START_ID, *self.tokenizer("assistant\n").input_ids], spans
 
 
-__all__ = ["END", "END_ID", "START", "START_ID", "VOCABULARY", "Chats", "save_model"]
+__all__ = ["END", "END_ID", "START", "START_ID", "VOCABULARY", "Chats", "save_adapter", "save_model"]

@@ -1,5 +1,6 @@
 """Turn a vLLM config into one that serves segments: what the platform plugin does when vLLM shows it the config."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from segattn.errors import SegmentError
@@ -44,25 +45,25 @@ def configure(vllm_config: Any) -> ServingSettings | None:
     recorded = getattr(model.hf_config, KEY, None)
     if entry is None and recorded is None and not is_required():
         return None
-    segmenters = _segmenters(entry, recorded, model)
+    base, adapters, folders = _segmenters(vllm_config, recorded)
     check_version(installed_version())
     check_hooks()
     check_config(vllm_config)
     mode = _choose_mode(vllm_config, entry or {})
-    settings = ServingSettings(segmenters[0], limits_of(vllm_config), mode.per_request, segmenters[1])
+    settings = ServingSettings(base, limits_of(vllm_config), mode.per_request, adapters, folders)
     _install(vllm_config, settings)
     _tell(vllm_config, settings)
     return settings
 
 
 def _segmenters(
-    entry: dict[str, Any] | None, recorded: Any, model: Any
-) -> tuple[Segmenter | None, dict[str, Segmenter | None]]:
-    """The base model's segmenter and those of the adapters."""
-    entry = entry or {}
+    vllm_config: Any, recorded: Any
+) -> tuple[Segmenter | None, Mapping[str, Segmenter | None], Mapping[str, str]]:
+    """The base model's segmenter, those of the adapters, and the folders that adapters were read from."""
+    entry, model = entry_of(vllm_config) or {}, vllm_config.model_config
     if is_resolved(entry):  # vLLM makes some configs twice
-        base = None if entry["base"] is None else Segmenter.from_dict(entry["base"])
-        return base, {n: None if data is None else Segmenter.from_dict(data) for n, data in entry["adapters"].items()}
+        before = ServingSettings.from_config(vllm_config)
+        return before.base, before.adapters, before.folders
     unknown = set(entry) - {"base", "adapters", "per_request"}
     if unknown:
         raise SegmentError(
@@ -70,14 +71,15 @@ def _segmenters(
             'checkpoint records) and "adapters" (an object of such by adapter name)'
         )
     base = _one(entry["base"], model) if "base" in entry else recorded_segmenter(model.model, recorded, **_hub(model))
-    adapters = {name: _one(value, model) for name, value in (entry.get("adapters") or {}).items()}
+    named = entry.get("adapters") or {}
+    adapters = {name: _one(value, model) for name, value in named.items()}
     if base is None and not any(adapters.values()):
         raise ServingError(
             f"{model.model} records no segmentation, so it was tuned causally and would be badly wrong under segments. "
             "Serve a checkpoint that was tuned with segments, name its adapter (segattn serve ADAPTER), or serve "
             "causally: segattn serve --attention causal, or SEGATTN_VLLM=0"
         )
-    return base, adapters
+    return base, adapters, {n: value for n, value in named.items() if isinstance(value, str) and value != "causal"}
 
 
 def _one(value: Any, model: Any) -> Segmenter | None:

@@ -23,7 +23,11 @@ _BUILDING = (
 # module:qualified name -> parameters.
 METHODS: Mapping[str, str] = {
     "vllm.platforms.interface:Platform.check_and_update_config": "vllm_config",
-    "vllm.platforms.interface:Platform.validate_request": "processed_inputs, params",
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs": (
+        "self, request_id, prompt, params, supported_tasks, arrival_time, lora_request, tokenization_kwargs, "
+        "trace_headers, priority, data_parallel_rank, resumable, session_id, kv_hints"
+    ),
+    "vllm.renderers.params:TokenizeParams.__post_init__": "self",
     "vllm.v1.core.sched.scheduler:Scheduler.__init__": (
         "self, vllm_config, kv_cache_config, structured_output_manager, block_size, hash_block_size, mm_registry, "
         "include_finished_set, log_stats"
@@ -49,6 +53,7 @@ METHODS: Mapping[str, str] = {
         "self, common_prefix_len, common_attn_metadata, fast_build"
     ),
     "vllm.v1.attention.backend:CommonAttentionMetadata.replace": "self, kwargs",
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self, lora_request",
     "vllm.v1.worker.gpu_worker:Worker.init_device": "self",
 }
 

@@ -2,14 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.exceptions import VLLMValidationError
 from vllm.platforms import builtin_platform_plugins
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from segattn.errors import SegmentError
 from segattn.serving.configure import configure
 from segattn.serving.errors import ServingError
-from segattn.serving.requests import RequestChecker
 
 __all__ = ["SegmentPlatform"]
 
@@ -36,29 +33,16 @@ else:
 
 
 class SegmentPlatform(_Base):
-    """Sets up configs that ask for segments, and refuses requests that cannot be served; nothing else."""
+    """Sets up configs that ask for segments, and the front end that takes their requests; nothing else."""
 
     serves_segments = True
-
-    # Front ends check requests before the engine sees them, and vLLM hands a platform no config then: the last one
-    # that was set up in this process. The engine's own copy decides what is computed.
-    _checker: RequestChecker | None = None
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:
         """Let vLLM's platform set up the config, then add segments where they are asked for."""
         super().check_and_update_config(vllm_config)
-        settings = configure(vllm_config)
-        if vllm_config.model_config is not None:
-            cls._checker = None if settings is None else RequestChecker(settings)
+        if configure(vllm_config) is not None:
+            # Here, because the front end imports the platform.
+            from segattn.serving.front_end import patch_front_end
 
-    @classmethod
-    def validate_request(cls, processed_inputs: Any, params: Any) -> None:
-        """Refuse a request that cannot be served with segments; over HTTP the client gets a 400 with the reason."""
-        super().validate_request(processed_inputs, params)
-        if cls._checker is None:
-            return
-        try:
-            cls._checker.check(processed_inputs, params)
-        except SegmentError as error:
-            raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+            patch_front_end()

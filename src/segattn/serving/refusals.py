@@ -1,5 +1,6 @@
 """Setups of vLLM in which segments are not honoured, or were not tested: refused at start-up, all at once, by name."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,10 @@ _ENGINE: list[tuple[Callable[[Any], bool], str]] = [
     (
         lambda config: bool(config.use_v2_model_runner),
         "model runner V2 builds attention metadata elsewhere: set VLLM_USE_V2_MODEL_RUNNER=0 in the environment",
+    ),
+    (
+        lambda _: os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
+        "the Rust front end checks no segments: unset VLLM_USE_RUST_FRONTEND",
     ),
     (
         lambda config: (

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from segattn.serving.adapters import Adapters
 from segattn.serving.backends import BACKENDS
 from segattn.serving.chunks import is_causal, step_is_causal
 from segattn.serving.errors import ServingError
 from segattn.serving.settings import ServingSettings
-from segattn.serving.spans import Spans, spans_of
+from segattn.serving.spans import Spans
 
 __all__ = ["SegmentRunner"]
 
@@ -32,6 +33,7 @@ class SegmentRunner(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = ServingSettings.from_config(self.vllm_config)
+        self._adapters = Adapters(self._settings)
         self._flags: Flags = None
 
     def initialize_metadata_builders(self, kv_cache_config: Any, kernel_block_sizes: list[int]) -> None:
@@ -46,6 +48,11 @@ class SegmentRunner(_Base):
                 )
             for builder in group.metadata_builders:
                 builder.build = _reading_flags(builder.build, lambda: self._flags)
+
+    def add_lora(self, lora_request: Any) -> bool:
+        """Load an adapter as vLLM does, unless its segmentation cannot be served: then loading it is what fails."""
+        self._adapters.segmenter_of(lora_request)
+        return bool(super().add_lora(lora_request))
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         scheduled = kwargs.get("num_scheduled_tokens")
@@ -76,8 +83,8 @@ class SegmentRunner(_Base):
         """The segments of a request, derived once and kept with its state."""
         spans: Spans | None = getattr(state, "segment_spans", None)
         if spans is None:
-            segmenter = self._settings.segmenter_of(state.lora_request)
-            spans = spans_of(state.prompt_token_ids, state.sampling_params.extra_args, segmenter)
+            extra_args = state.sampling_params.extra_args
+            spans = self._adapters.spans(state.prompt_token_ids, extra_args, state.lora_request)
             state.segment_spans = spans
         return spans
 

@@ -7,10 +7,11 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from segattn.serving.adapters import Adapters
 from segattn.serving.block_hashes import segment_block_hasher
 from segattn.serving.errors import ServingError
 from segattn.serving.settings import ServingSettings
-from segattn.serving.spans import Spans, spans_of
+from segattn.serving.spans import Spans
 from segattn.serving.step_kinds import StepPlan
 
 __all__ = ["AsyncSegmentScheduler", "SegmentScheduler"]
@@ -27,6 +28,7 @@ class _Segments(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = ServingSettings.from_config(self.vllm_config)
+        self._adapters = Adapters(self._settings)
         self._plan = StepPlan(self._settings.per_request)
         size = kwargs.get("hash_block_size") or self.block_size
         algorithm = self.vllm_config.cache_config.prefix_caching_hash_algo
@@ -42,8 +44,7 @@ class _Segments(_Base):
                     f"request {request.request_id} has no prompt of token ids, or streams its input; expected the "
                     "platform of segattn to have refused it. Is it active in the process that receives requests?"
                 )
-            segmenter = self._settings.segmenter_of(request.lora_request)
-            spans = spans_of(request.prompt_token_ids, parameters.extra_args, segmenter)
+            spans = self._adapters.spans(request.prompt_token_ids, parameters.extra_args, request.lora_request)
             problem = self._settings.limits.problem(spans)
             if problem is not None:
                 raise ServingError(f"request {request.request_id} would wait for ever: {problem}")

@@ -70,7 +70,8 @@ def server_command(model_or_adapter: str, flags: Sequence[str], attention: str =
         paths = dict(map(_module, modules))
         entry = {
             "base": target.model if base else None,
-            "adapters": {name: paths[name] if tuned else "causal" for name, tuned in adapters.items()},
+            # The others are causal: each is read by what its own folder records, which is nothing.
+            "adapters": {name: paths[name] for name, tuned in adapters.items() if tuned},
         }
         given[KEY] = {**entry, **given.get(KEY, {})}
     return [sys.executable, "-m", _MODULE, *_flags(target, modules, given, rest)]

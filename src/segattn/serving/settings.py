@@ -28,6 +28,8 @@ class ServingSettings:
     Args:
         base: the segmenter of the base model; None if it was not tuned with segments.
         adapters: the segmenters of LoRA adapters by name; None for an adapter that was tuned causally.
+        folders: where the segmentations of adapters were read, by name; those that are missing here hold for a name
+            whatever is loaded under it (see `adapters.Adapters`).
         limits: what bounds a segment.
         per_request: whether the attention backend takes a flag per request (see `backends`).
     """
@@ -36,15 +38,7 @@ class ServingSettings:
     limits: StepLimits
     per_request: bool = True
     adapters: Mapping[str, Segmenter | None] = field(default_factory=dict)
-
-    def segmenter_of(self, lora_request: Any) -> Segmenter | None:
-        """Return what segments a request; adapters that were loaded later follow the base model."""
-        name = None if lora_request is None else lora_request.lora_name
-        return self.base if name is None else self.adapters.get(name, self.base)
-
-    def segmenters(self) -> list[Segmenter | None]:
-        """Return every segmenter that a request may meet."""
-        return [self.base, *self.adapters.values()]
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON types."""
@@ -52,6 +46,7 @@ class ServingSettings:
             _RESOLVED: True,
             "base": _written(self.base),
             "adapters": {name: _written(segmenter) for name, segmenter in self.adapters.items()},
+            "folders": dict(self.folders),
             "per_request": self.per_request,
             "limits": vars(self.limits),
         }
@@ -75,6 +70,7 @@ class ServingSettings:
             limits=StepLimits(**entry["limits"]),
             per_request=bool(entry["per_request"]),
             adapters={name: _read(data) for name, data in entry["adapters"].items()},
+            folders=entry["folders"],
         )
 
 

@@ -1,7 +1,7 @@
 """The segments of a request: the one function that front end, scheduler and model runner all call.
 
-They run in different processes and must agree on every token, so each derives the spans from what vLLM sends to all of
-them: the prompt's token ids and `SamplingParams.extra_args`.
+They run in different processes and must agree on every token, so the front end writes the spans that it found into the
+request's `SamplingParams.extra_args`, which vLLM sends to all of them, and the others read them there.
 """
 
 from collections.abc import Mapping, Sequence
