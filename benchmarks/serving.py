@@ -8,7 +8,7 @@ salt of its own).
 Run it in the environment of vLLM, which `make test-serve` makes, with pandas added (the client reads chats with it).
 One thread computes, the client has the second core:
 
-.venv-serve/bin/python benchmarks/serving.py            # about ten minutes on two cores
+.venv-serve/bin/python benchmarks/serving.py            # about twelve minutes on two cores
 .venv-serve/bin/python benchmarks/serving.py --quick    # a smoke test, into runs/bench
 """
 
