@@ -48,7 +48,7 @@ SERVE_WHEEL := .venv-serve/wheel
 	$(SERVE)/python -m pip install --quiet "typer>=0.20" "rich>=15.0" "peft>=0.21" pytest pytest-timeout hypothesis
 	touch $@
 
-# About ten minutes on two cores. Warnings of vLLM and its libraries are theirs.
+# Six to ten minutes on two cores. Warnings of vLLM and its libraries are theirs.
 test-serve: .venv-serve/.installed
 	$(SERVE)/python -m pytest tests/serving -W default
 
