@@ -91,7 +91,8 @@ def _progress(name: str, cells: Sequence[Cell], notes: int) -> str:
     left_out = f" {notes} notes on what was left out are in its report." if notes else ""
     return (
         f"- **{name}**: {done} of the {len(planned)} cells of its file were run so far, {steps:,} training steps, "
-        f"{hours:.1f} hours of one thread each, pauses included.{left_out} [Its report](reproduction/{name}.html), `segattn report` of "
+        f"{hours:.1f} hours of one thread each, pauses included."
+        f"{left_out} [Its report](reproduction/{name}.html), `segattn report` of "
         f"`studies/reproduction/results/{name}`."
     )
 
