@@ -14,7 +14,7 @@ from typing import Any
 from studies.reproduction.verdicts import verdicts
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.finished_cells import Cell, read_cells
+from segattn.reproduction.finished_cells import Cell, cell_files, read_cells
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.report import report_sweeps
 from segattn.reproduction.settings import load_sweep
@@ -80,7 +80,7 @@ def figures(results: Path) -> str:
 
 
 def _sweeps(results: Path) -> list[str]:
-    return [name for name in SWEEPS if any((results / name / "cells").glob("*.json"))]
+    return [name for name in SWEEPS if cell_files(results / name)]
 
 
 def _progress(name: str, cells: Sequence[Cell], notes: int) -> str:

@@ -49,7 +49,10 @@ def _of_segments(rows: Rows) -> list[Mapping[str, Any]]:
 def _judge(rows: Rows, wanted: str, opposite: str) -> str:
     if not rows:
         return NOT_RUN
-    there, against = (any(row["verdict"] == word for row in rows) for word in (wanted, opposite))
+    return _verdict(*(any(row["verdict"] == word for row in rows) for word in (wanted, opposite)))
+
+
+def _verdict(there: bool, against: bool) -> str:
     if there and against:
         return MIXED
     return HOLDS if there else FAILS if against else UNKNOWN
@@ -82,10 +85,8 @@ def _learning(curves: Rows) -> tuple[str, str]:
     if not rows:
         return NOT_RUN, ""
     compared = [row["comparison"] for row in rows]
-    # Fast means: as fast as causal training, which has nothing new to learn about the mask.
-    slower = any(one["verdict"] == "higher" for one in compared)
-    faster = any(one["verdict"] == "lower" for one in compared)
-    verdict = MIXED if slower and faster else FAILS if slower else HOLDS if faster else UNKNOWN
+    # Fast means: faster than causal training, which has nothing new to learn about the mask.
+    verdict = _judge(compared, "lower", "higher")
     ends = "; ".join(
         f"{row['data']} {row['mean'][0]:.2f} at the start, {row['mean'][1]:.2f} after {row['steps'][1]} steps, "
         f"{row['mean'][-1]:.2f} at the end"
@@ -97,13 +98,12 @@ def _learning(curves: Rows) -> tuple[str, str]:
 
 def _mismatch(rows: Rows) -> tuple[str, str]:
     parts, found = [], {}
-    for arm, other in (("causal", "segments"), ("segments", "causally")):
+    for arm, how in (("causal", "with segments"), ("segments", "causally")):
         compared = [row["comparison"] for row in rows if row["arm"] == arm and row["comparison"]]
         if not compared:
             return NOT_RUN, ""
         found[arm] = _judge(compared, "lower", "higher")
         values = [one["difference"]["value"] for one in compared]
-        how = "with segments" if other == "segments" else "causally"
         parts.append(
             f"Tuned as {arm}, run {how}: accuracy {_counts(compared, 'lower', 'higher')} "
             f"({min(values):+.3f} to {max(values):+.3f})"
@@ -139,18 +139,9 @@ def _long(strata: Rows) -> tuple[str, str]:
     ]
     if not found:
         return NOT_RUN, ""
-    below, above = (any(test(one) for _, one in found) for test in (_is_below, _is_above))
-    verdict = MIXED if below and above else HOLDS if below else FAILS if above else UNKNOWN
+    verdict = _verdict(any(one["high"] < 0 for _, one in found), any(one["low"] > 0 for _, one in found))
     text = "; ".join(
         f"prompts of {stratum_text(row)} tokens ({row['items']} items): {interval_text(one, sign='+')}"
         for row, one in found
     )
     return verdict, f"Segments - causal, both cut at {min(beyond[0]['cut_offs'])} in training: {text}"
-
-
-def _is_below(interval: Mapping[str, float]) -> bool:
-    return interval["high"] < 0
-
-
-def _is_above(interval: Mapping[str, float]) -> bool:
-    return interval["low"] > 0

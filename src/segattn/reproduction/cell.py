@@ -55,7 +55,7 @@ class CellNames(NamedTuple):
 
 def cell_settings(sweep: SweepSettings, names: CellNames) -> dict[str, Any]:
     """Return what a finished cell says of how it was trained."""
-    given = {} if names.arm == UNTUNED else sweep.for_cell(names.data, names.arm)
+    given = sweep.for_cell(names.data, names.arm)
     trained_as = given.get("attention", "segments")
     if names.arm == UNTUNED:
         trained_as = "causal"
@@ -184,7 +184,7 @@ class _CellRun:
         }
 
     def _given(self) -> dict[str, Any]:
-        return {} if self.names.arm == UNTUNED else self.sweep.for_cell(self.names.data, self.names.arm)
+        return self.sweep.for_cell(self.names.data, self.names.arm)
 
     def _adapt(self) -> dict[str, Any] | None:
         given = self._given()

@@ -107,7 +107,9 @@ class SweepSettings:
             check_adapt(name, arm)
 
     def for_cell(self, data: str, arm: str) -> dict[str, Any]:
-        """Return the settings of `segattn train` for an arm on a data set, as they were given."""
+        """Return the settings of `segattn train` for an arm on a data set, as given; none for `untuned`."""
+        if arm == UNTUNED:
+            return {}
         return {**self.train, **self.data[data].train, **self.arms[arm]}
 
     def to_dict(self) -> dict[str, Any]:

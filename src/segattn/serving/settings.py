@@ -1,7 +1,7 @@
 """What a server knows of segments, and how that reaches vLLM's processes: an entry of `VllmConfig.additional_config`.
 
-vLLM sends its config to every process that it starts, so the entry is all that scheduler and runner need: they read no
-checkpoint.
+vLLM sends its config to every process that it starts, so scheduler and runner read no checkpoint; only the folders of
+adapters are read there, for they may be loaded later (see `adapters`).
 """
 
 from collections.abc import Mapping
