@@ -14,6 +14,7 @@ from typing import Any
 from studies.reproduction.verdicts import verdicts
 
 from segattn.reports.numbers import interval_text
+from segattn.reproduction.findings import task_text
 from segattn.reproduction.finished_cells import Cell, cell_files, read_cells
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.report import report_sweeps
@@ -107,18 +108,14 @@ def _findings(main_sweep: Mapping[str, Any], long_prompts: Mapping[str, Any]) ->
     return _table(["the paper", "at this size", "measured"], rows)
 
 
-def _task(row: Mapping[str, Any]) -> str:
-    return row["data"] if row["task"] == row["data"] else f"{row['data']} / {row['task']}"
-
-
 def _accuracy(summary: Mapping[str, Any]) -> str:
-    differences = {(_task(row), row["scoring"], row["arm"]): row for row in summary["differences"]}
+    differences = {(task_text(row), row["scoring"], row["arm"]): row for row in summary["differences"]}
     rows = []
     for row in summary["accuracies"]:
-        found = differences.get((_task(row), row["scoring"], row["arm"]))
+        found = differences.get((task_text(row), row["scoring"], row["arm"]))
         rows.append(
             [
-                _task(row), row["scoring"], row["arm"], str(row["seeds"]), str(row["items"]),
+                task_text(row), row["scoring"], row["arm"], str(row["seeds"]), str(row["items"]),
                 "" if row["chance"] is None else f"{row['chance']:.3f}", interval_text(row["accuracy"]),
                 "" if found is None else interval_text(found["difference"], sign="+"),
                 "" if found is None else str(found["verdict"]),
@@ -135,7 +132,7 @@ def _mismatch(summary: Mapping[str, Any]) -> str:
         found = row["comparison"]
         rows.append(
             [
-                _task(row), row["arm"], *(interval_text(row[mask]) for mask in ("causal", "segments")),
+                task_text(row), row["arm"], *(interval_text(row[mask]) for mask in ("causal", "segments")),
                 "" if found is None else interval_text(found["difference"], sign="+"),
                 "" if found is None else str(found["verdict"]),
             ]
@@ -175,7 +172,7 @@ def _ahead(summary: Mapping[str, Any]) -> str:
 def _strata(summary: Mapping[str, Any]) -> str:
     rows = [
         [
-            _task(row), f"{stratum_text(row)} ({row['items']} items)",
+            task_text(row), f"{stratum_text(row)} ({row['items']} items)",
             *(interval_text(row["arms"].get(arm, {}).get("accuracy")) for arm in ("causal", "segments")),
             interval_text(row["arms"].get("segments", {}).get("difference"), sign="+"),
         ]
@@ -187,7 +184,7 @@ def _strata(summary: Mapping[str, Any]) -> str:
 
 
 def _has_strata(row: Mapping[str, Any], rows: Rows) -> bool:
-    return sum(_task(other) == _task(row) for other in rows) > 1
+    return sum(task_text(other) == task_text(row) for other in rows) > 1
 
 
 def _remedies(summary: Mapping[str, Any]) -> str:

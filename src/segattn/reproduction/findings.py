@@ -8,7 +8,7 @@ from segattn.reports.numbers import interval_text
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.pairing import BASELINE, NO_DIFFERENCE, NOT_TESTED
 
-__all__ = ["findings", "p_text", "place_text"]
+__all__ = ["findings", "p_text", "place_text", "task_text"]
 
 # Beyond this many comparisons only what is shown is spelled out; the table has the rest.
 _MOST_SPELLED = 16
@@ -112,8 +112,12 @@ def _seeds(row: Mapping[str, Any]) -> str:
 
 def place_text(row: Mapping[str, Any]) -> str:
     """Name what a row is about: the model, the data (and the task, where it is another one), how it was scored."""
-    task = row["data"] if row["task"] == row["data"] else f"{row['data']} / {row['task']}"
-    return ", ".join(filter(None, [row["model"], task, row["scoring"]]))
+    return ", ".join(filter(None, [row["model"], task_text(row), row["scoring"]]))
+
+
+def task_text(row: Mapping[str, Any]) -> str:
+    """Name the data of a row, and the task where that is another one."""
+    return str(row["data"]) if row["task"] == row["data"] else f"{row['data']} / {row['task']}"
 
 
 def _wrong_mask(rows: Sequence[Mapping[str, Any]]) -> list[str]:
