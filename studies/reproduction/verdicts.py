@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from segattn.reports.numbers import interval_text
+from segattn.reproduction.findings import counts_text, range_text
 from segattn.reproduction.length_strata import stratum_text
 
 HOLDS, FAILS, MIXED, UNKNOWN = "holds", "does not hold", "mixed", "cannot be told"
@@ -58,10 +59,8 @@ def _verdict(there: bool, against: bool) -> str:
     return HOLDS if there else FAILS if against else UNKNOWN
 
 
-def _counts(rows: Rows, first: str, second: str) -> str:
-    counts = {word: sum(row["verdict"] == word for row in rows) for word in (first, second)}
-    none = len(rows) - sum(counts.values())
-    return f"{first} in {counts[first]}, {second} in {counts[second]}, no difference shown in {none} of {len(rows)}"
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _gain(differences: Rows) -> tuple[str, str]:
@@ -73,7 +72,7 @@ def _gain(differences: Rows) -> tuple[str, str]:
         f"{interval_text(row['difference'], sign='+')}"
         for row in rows if row["task"].startswith("all ") or row["task"] == row["data"] or _only_task(row, rows)
     )  # fmt: skip
-    return _judge(rows, "higher", "lower"), f"Accuracy {_counts(rows, 'higher', 'lower')} comparisons. {each}"
+    return _judge(rows, "higher", "lower"), f"{_sentence(counts_text(rows, 'accuracy'))}. {each}"
 
 
 def _only_task(row: Mapping[str, Any], rows: Rows) -> bool:
@@ -92,7 +91,7 @@ def _learning(curves: Rows) -> tuple[str, str]:
         f"{row['mean'][-1]:.2f} at the end"
         for row in rows if len(row["mean"]) > 1
     )  # fmt: skip
-    text = f"Mean held-out loss over the run, against causal training: {_counts(compared, 'lower', 'higher')}. {ends}"
+    text = f"Mean held-out loss over the run, against causal training: {counts_text(compared)}. {ends}"
     return verdict, text
 
 
@@ -103,11 +102,7 @@ def _mismatch(rows: Rows) -> tuple[str, str]:
         if not compared:
             return NOT_RUN, ""
         found[arm] = _judge(compared, "lower", "higher")
-        values = [one["difference"]["value"] for one in compared]
-        parts.append(
-            f"Tuned as {arm}, run {how}: accuracy {_counts(compared, 'lower', 'higher')} "
-            f"({min(values):+.3f} to {max(values):+.3f})"
-        )
+        parts.append(f"Tuned as {arm}, run {how}: {counts_text(compared, 'accuracy')} ({range_text(compared)})")
     each = set(found.values())
     if each == {HOLDS}:
         verdict = "holds in both directions"

@@ -47,7 +47,7 @@ def test_a_gain_here_and_a_loss_there_is_mixed(tmp_path):
     cells, _ = read_cells([write_cells(tmp_path, up + down)])
     gain = verdicts(summarize(cells), {})[0]
     assert gain.verdict == "mixed"
-    assert "higher in 1, lower in 1, no difference shown in 0 of 2" in gain.measured
+    assert "higher in 1, accuracy lower in 1 of 2 comparisons" in gain.measured
 
 
 def test_a_mismatch_in_one_direction(tmp_path):

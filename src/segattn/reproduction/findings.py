@@ -8,7 +8,7 @@ from segattn.reports.numbers import interval_text
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.pairing import BASELINE, NO_DIFFERENCE, NOT_TESTED
 
-__all__ = ["findings", "p_text", "place_text", "task_text"]
+__all__ = ["counts_text", "findings", "p_text", "place_text", "range_text", "task_text"]
 
 # Beyond this many comparisons only what is shown is spelled out; the table has the rest.
 _MOST_SPELLED = 16
@@ -40,7 +40,7 @@ def findings(summary: Mapping[str, Any]) -> dict[str, list[str]]:
 def _against_causal(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return [f"No arm can be compared with {BASELINE} training: no two arms share a task, a seed and an item."]
-    lines = [f"{_name(arm)} against {BASELINE} training: {_counts(own, 'accuracy')}." for arm, own in _by_arm(rows)]
+    lines = [f"{_name(arm)} against {BASELINE} training: {counts_text(own, 'accuracy')}." for arm, own in _by_arm(rows)]
     told = rows if len(rows) <= _MOST_SPELLED else [row for row in rows if row["shown"]]
     return lines + [_difference(row, len(rows)) for row in told]
 
@@ -53,7 +53,7 @@ def _name(arm: str) -> str:
     return f"{arm[0].upper()}{arm[1:]}"
 
 
-def _counts(rows: Sequence[Mapping[str, Any]], measure: str = "") -> str:
+def counts_text(rows: Sequence[Mapping[str, Any]], measure: str = "") -> str:
     """Count verdicts: "accuracy higher in 1, no difference shown in 3 of 4 comparisons"."""
     total = len(rows)
     counts = {
@@ -68,6 +68,12 @@ def _counts(rows: Sequence[Mapping[str, Any]], measure: str = "") -> str:
         every = "any" if text == NO_DIFFERENCE else "each"
         return f"{text} in {f'{every} of {total} comparisons' if total > 1 else 'the one comparison'}"
     return ", ".join(f"{text} in {count}" for text, count in counts.items()) + f" of {total} comparisons"
+
+
+def range_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the least and the largest difference of comparisons; one value where there is one comparison."""
+    values = [row["difference"]["value"] for row in rows]
+    return f"{min(values):+.3f}" if len(values) == 1 else f"{min(values):+.3f} to {max(values):+.3f}"
 
 
 def _difference(row: Mapping[str, Any], family: int) -> str:
@@ -125,9 +131,7 @@ def _wrong_mask(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for arm, own in _by_arm([row for row in rows if row["comparison"]]):
         other = "with segments" if own[0]["own"] == "causal" else "causally"
         found = [row["comparison"] for row in own]
-        values = [one["difference"]["value"] for one in found]
-        span = f"{min(values):+.3f}" if len(values) == 1 else f"{min(values):+.3f} to {max(values):+.3f}"
-        lines.append(f"{_name(arm)}, run {other}: {_counts(found, 'accuracy')} ({span}).")
+        lines.append(f"{_name(arm)}, run {other}: {counts_text(found, 'accuracy')} ({range_text(found)}).")
     return lines
 
 
@@ -135,7 +139,7 @@ def _learning(rows: Sequence[Mapping[str, Any]], measure: str, decimals: int) ->
     """Compare how arms learn; a lower mean loss over the run, or a higher mean accuracy, is faster."""
     compared = [row for row in rows if row["comparison"]]
     lines = [
-        f"{_name(arm)} against {BASELINE} training, {measure}: {_counts([row['comparison'] for row in own])}."
+        f"{_name(arm)} against {BASELINE} training, {measure}: {counts_text([row['comparison'] for row in own])}."
         for arm, own in _by_arm(compared)
     ]
     for row in compared if len(compared) <= _FEW else []:
