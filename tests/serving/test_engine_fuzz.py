@@ -16,6 +16,8 @@ COUNT = 6
 CONFIGURATIONS = {
     "default": {},
     "one request at a time": {"max_num_seqs": 1},
+    # Whole prompts, several of them in a step: a row of the kernel for each of their pieces.
+    "many rows": {"max_num_seqs": 64, "max_num_batched_tokens": 512},
     # Prompts of up to 400 tokens in steps of 120: cut at segments, shared by requests.
     "small steps": {"max_num_batched_tokens": 120, "max_num_seqs": 8},
     "no prefix cache": {"enable_prefix_caching": False},

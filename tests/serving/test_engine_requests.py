@@ -41,6 +41,20 @@ def test_a_single_request_and_the_same_again(llm, served, chats):
     assert cached == [(len(ids) - 1) // BLOCK * BLOCK]
 
 
+def test_a_prompt_is_read_in_one_step(llm, served, chats):
+    ids, spans = chats.prompt([("system", chats.text(50)), ("user", chats.text(80))])
+    llm.enqueue([{"prompt_token_ids": ids}], parameters(1), use_tqdm=False)
+    (output,) = llm.llm_engine.step()
+    assert list(output.outputs[0].token_ids) == greedy(served, ids, spans, 1)
+
+
+def test_a_step_has_no_more_rows_than_requests_may_run(llm, chats):
+    """Two prompts of three segments and an opening would need eight rows; vLLM's buffers hold four here."""
+    prompts = [chats.prompt([("user", chats.text(20))] * 3)[0] for _ in range(2)]
+    llm.enqueue([{"prompt_token_ids": ids} for ids in prompts], parameters(1), use_tqdm=False)
+    assert [len(llm.llm_engine.step()) for _ in range(2)] == [1, 1]
+
+
 def test_chats_are_segmented_from_their_token_ids(llm, served, chats):
     words, question = "abc def " * 6, "gh " * 20
     messages = [{"role": "system", "content": words}, {"role": "user", "content": question}]

@@ -20,6 +20,15 @@ _BUILDING = (
     "max_num_sampled_tokens, use_spec_decode, for_cudagraph_capture, num_scheduled_tokens, slot_mappings"
 )
 
+# A field that is new here may hold a row for each request, which `attention_rows` would leave as it is.
+_METADATA = (
+    "query_start_loc, query_start_loc_cpu, seq_lens, num_reqs, num_actual_tokens, max_query_len, max_seq_len, "
+    "block_table_tensor, slot_mapping, causal, logits_indices_padded, num_logits_indices, max_logits_per_req, "
+    "encoder_seq_lens, encoder_seq_lens_cpu, dcp_local_seq_lens, dcp_local_seq_lens_cpu_upper_bound, positions, "
+    "is_prefilling, seq_lens_cpu_upper_bound, req_idx, mm_req_doc_ranges, rswa_prefix_lens, "
+    "replayssm_decode_base_cpu, _num_computed_tokens_cache, _token_to_req_indices_cache"
+)
+
 # module:qualified name -> parameters.
 METHODS: Mapping[str, str] = {
     "vllm.platforms.interface:Platform.check_and_update_config": "vllm_config",
@@ -52,6 +61,7 @@ METHODS: Mapping[str, str] = {
     "vllm.v1.attention.backend:AttentionMetadataBuilder.build": (
         "self, common_prefix_len, common_attn_metadata, fast_build"
     ),
+    "vllm.v1.attention.backend:CommonAttentionMetadata": _METADATA,
     "vllm.v1.attention.backend:CommonAttentionMetadata.replace": "self, kwargs",
     "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.add_lora": "self, lora_request",
     "vllm.v1.worker.gpu_worker:Worker.init_device": "self",

@@ -1,4 +1,4 @@
-"""vLLM's schedulers with segments: chunks end where segments end, and cached blocks are keyed by segments."""
+"""vLLM's schedulers with segments: no chunk ends inside a segment, and cached blocks are keyed by segments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class _Segments(_Base):
         super().__init__(*args, **kwargs)
         self._settings = ServingSettings.from_config(self.vllm_config)
         self._adapters = Adapters(self._settings)
-        self._plan = StepPlan(self._settings.per_request)
+        self._plan = self._new_plan()
         size = kwargs.get("hash_block_size") or self.block_size
         algorithm = self.vllm_config.cache_config.prefix_caching_hash_algo
         self._hasher = segment_block_hasher(size, get_hash_fn_by_name(algorithm), self._spans)
@@ -60,9 +60,12 @@ class _Segments(_Base):
             request.update_block_hashes()
         super().add_request(request)
 
+    def _new_plan(self) -> StepPlan:
+        return StepPlan(self._settings.per_request, self._settings.limits.max_num_seqs, len(self.running))
+
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """Schedule one step."""
-        self._plan = StepPlan(self._settings.per_request)
+        self._plan = self._new_plan()
         return super().schedule(throttle_prefills)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:

@@ -1,6 +1,6 @@
-"""Which chunks may share a step, where the attention backend takes one causal flag for the whole step."""
+"""How many tokens each request gets in a step, so that the attention kernels can compute the step."""
 
-from segattn.serving.chunks import chunk_length, is_causal
+from segattn.serving.chunks import chunk_length, pieces
 from segattn.serving.spans import Spans
 
 __all__ = ["StepPlan"]
@@ -13,16 +13,20 @@ class StepPlan:
     its room again and again; running requests come before them and are not closed out.
 
     Args:
-        per_request: each chunk may be of its own kind. Otherwise the first chunk of several tokens decides: only
-            segments, or only causal chunks. A chunk of one token fits either kind.
+        per_request: the kernels take a causal flag for each row, so that a chunk may hold several pieces, a row each.
+            Otherwise each chunk is one piece, and the first of several tokens decides: only segments, or only causal
+            ones. A chunk of one token fits either kind.
+        most_rows: rows of a step, at least the number of requests; vLLM sizes its buffers for that many requests.
+        running: requests that run already. Each of them is sure of a row.
     """
 
-    def __init__(self, per_request: bool) -> None:
+    def __init__(self, per_request: bool, most_rows: int, running: int) -> None:
         self._per_request = per_request
+        self._spare_rows = most_rows - running
         self._causal: bool | None = None
         self._closed = False
 
-    def length(self, spans: Spans, start: int, wanted: int, *, waiting: bool, prefill: bool = True) -> int:
+    def length(self, spans: Spans, start: int, wanted: int, *, waiting: bool) -> int:
         """Return how many tokens of a request this step computes, 0 to leave it for a later step.
 
         Args:
@@ -30,14 +34,18 @@ class StepPlan:
             start: tokens that are computed already.
             wanted: tokens that the step has room for.
             waiting: it is not running yet.
-            prefill: it has more than its newest token to compute.
         """
         if waiting and self._closed:
             return 0
-        tokens = chunk_length(spans, start, wanted) if wanted > 0 else wanted
-        if tokens > 1 and prefill and not self._fits(is_causal(spans, start, start + tokens)):
+        own = 0 if waiting else 1
+        rows = max(own, own + self._spare_rows) if self._per_request else 1
+        tokens = chunk_length(spans, start, wanted, rows) if wanted > 0 and rows > 0 else min(wanted, 0)
+        chunk = pieces(spans, start, start + tokens)
+        if tokens > 1 and not self._fits(chunk[0].causal):
             tokens = 0
-        if tokens <= 0 and waiting:
+        if tokens > 0:
+            self._spare_rows -= len(chunk) - own
+        elif waiting:
             self._closed = True
         return tokens
 
