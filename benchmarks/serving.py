@@ -54,7 +54,7 @@ FLAGS = {
     "--dtype": "float32",
     "--max-model-len": "1024",
     "--block-size": "32",
-    "--max-num-seqs": "8",
+    "--max-num-seqs": "32",
     "--max-num-batched-tokens": "1024",
     "--kv-cache-memory-bytes": str(1 << 29),
     "--seed": "0",
