@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.findings import counts_text, range_text
+from segattn.reproduction.findings import at_chance_text, counts_text, range_text
 from segattn.reproduction.length_strata import stratum_text
 
 HOLDS, FAILS, MIXED, UNKNOWN = "holds", "does not hold", "mixed", "cannot be told"
@@ -35,7 +35,7 @@ def verdicts(main_sweep: Summary, long_prompts: Summary) -> list[Verdict]:
         long_prompts: the same of the sweep `long-prompts`.
     """
     return [
-        Verdict("segments gain over causal training", *_gain(main_sweep.get("differences", []))),
+        Verdict("segments gain over causal training", *_gain(main_sweep)),
         Verdict("fast adaptation: a few steps are enough", *_learning(main_sweep.get("loss_curves", []))),
         Verdict("run the wrong way, a model is badly wrong", *_mismatch(main_sweep.get("mismatch", []))),
         Verdict("attention takes the shape of the blocks", *_ahead(main_sweep.get("shares_ahead", []))),
@@ -63,8 +63,8 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def _gain(differences: Rows) -> tuple[str, str]:
-    rows = _of_segments(differences)
+def _gain(sweep: Summary) -> tuple[str, str]:
+    rows = _of_segments(sweep.get("differences", []))
     if not rows:
         return NOT_RUN, ""
     each = "; ".join(
@@ -72,7 +72,8 @@ def _gain(differences: Rows) -> tuple[str, str]:
         f"{interval_text(row['difference'], sign='+')}"
         for row in rows if row["task"].startswith("all ") or row["task"] == row["data"] or _only_task(row, rows)
     )  # fmt: skip
-    return _judge(rows, "higher", "lower"), f"{_sentence(counts_text(rows, 'accuracy'))}. {each}"
+    measured = [f"{_sentence(counts_text(rows, 'accuracy'))}. {each}.", *at_chance_text(sweep["accuracies"])]
+    return _judge(rows, "higher", "lower"), " ".join(measured)
 
 
 def _only_task(row: Mapping[str, Any], rows: Rows) -> bool:

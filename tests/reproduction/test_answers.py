@@ -35,6 +35,7 @@ def test_what_choices_share():
     assert options_of(("it is true", "it is false")) == ("it is ", ("true", "false"))
     assert options_of(("true", "false")) == ("", ("true", "false"))
     assert options_of(("it is", "it is so")) == ("it ", ("is", "is so"))
+    assert options_of(("a ", "a a")) == ("", ("a ", "a a"))
 
 
 @given(st.lists(st.text("ab ", min_size=1, max_size=6).filter(str.strip), min_size=2, max_size=4, unique=True))

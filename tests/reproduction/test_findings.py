@@ -3,7 +3,7 @@
 import pytest
 
 from reproduction.made_up_cells import made_up_sweep, write_cells
-from segattn.reproduction.findings import findings
+from segattn.reproduction.findings import at_chance_text, findings
 from segattn.reproduction.finished_cells import read_cells
 from segattn.reproduction.summary import summarize
 
@@ -86,3 +86,15 @@ def test_without_a_causal_arm_nothing_is_compared(tmp_path):
     contents = [one for one in made_up_sweep() if one["names"]["arm"] != "causal"]
     cells, _ = read_cells([write_cells(tmp_path, contents)])
     assert accuracy(findings(summarize(cells)))[0].startswith("No arm can be compared with causal training")
+
+
+def test_where_no_arm_is_above_chance_is_named():
+    def row(task, arm, low, chance=0.25):
+        places = {"model": "tiny", "data": "exam", "task": task, "scoring": "likelihood", "arm": arm}
+        return {**places, "accuracy": {"value": low + 0.1, "low": low, "high": low + 0.2}, "chance": chance}
+
+    rows = [row("hard", "causal", 0.2), row("hard", "segments", 0.25), row("easy", "causal", 0.2)]
+    rows += [row("easy", "segments", 0.3), row("open", "causal", 0.0, None)]
+    (text,) = at_chance_text(rows)
+    assert text.endswith("tells nothing: tiny, exam / hard, likelihood.")
+    assert at_chance_text(rows[2:]) == []

@@ -16,7 +16,7 @@ def options_of(choices: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """
     words = [choice.split(" ") for choice in choices]
     shared = 0
-    while all(len(one) > shared + 1 for one in words) and len({one[shared] for one in words}) == 1:
+    while all(any(one[shared + 1 :]) for one in words) and len({one[shared] for one in words}) == 1:
         shared += 1
     stem = "".join(f"{word} " for word in words[0][:shared])
     return stem, tuple(" ".join(one[shared:]) for one in words)

@@ -8,7 +8,7 @@ from segattn.reports.numbers import interval_text
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.pairing import BASELINE, NO_DIFFERENCE, NOT_TESTED
 
-__all__ = ["counts_text", "findings", "p_text", "place_text", "range_text", "task_text"]
+__all__ = ["at_chance_text", "counts_text", "findings", "p_text", "place_text", "range_text", "task_text"]
 
 # Beyond this many comparisons only what is shown is spelled out; the table has the rest.
 _MOST_SPELLED = 16
@@ -32,7 +32,7 @@ def findings(summary: Mapping[str, Any]) -> dict[str, list[str]]:
             *_learning(summary["accuracy_curves"], "mean accuracy over the training run", 3),
         ],
         "Prompts longer than the training cut-off": _beyond_cut_off(summary["strata"]),
-        "What the intervals leave out": _limits(summary["differences"]),
+        "What the intervals leave out": [*_limits(summary["differences"]), *at_chance_text(summary["accuracies"])],
     }
     return {subject: lines for subject, lines in found.items() if lines}
 
@@ -163,6 +163,23 @@ def _beyond_cut_off(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             where = f"{place_text(row)}, prompts of {stratum_text(row)} tokens ({row['items']} items)"
             lines.append(f"{where}, accuracy - {BASELINE}, not corrected: {parts}.")
     return lines
+
+
+def at_chance_text(accuracies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name where no arm is above chance, in one sentence or none: there a comparison of arms tells nothing.
+
+    Args:
+        accuracies: rows of `segattn.reproduction.summary.accuracies`.
+    """
+    places: dict[str, bool] = {}
+    for row in accuracies:
+        if row["chance"] is not None:
+            place = place_text(row)
+            places[place] = places.get(place, False) or row["accuracy"]["low"] > row["chance"]
+    found = [place for place, above in places.items() if not above]
+    if not found:
+        return []
+    return [f"No arm is shown to be above chance, so that comparing arms tells nothing: {'; '.join(found)}."]
 
 
 def _limits(rows: Sequence[Mapping[str, Any]]) -> list[str]:
