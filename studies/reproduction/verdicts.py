@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.findings import at_chance_text, counts_text, range_text
+from segattn.reproduction.findings import at_chance_text, capitalized, counts_text, range_text
 from segattn.reproduction.length_strata import stratum_text
 
 HOLDS, FAILS, MIXED, UNKNOWN = "holds", "does not hold", "mixed", "cannot be told"
@@ -59,10 +59,6 @@ def _verdict(there: bool, against: bool) -> str:
     return HOLDS if there else FAILS if against else UNKNOWN
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"
-
-
 def _gain(sweep: Summary) -> tuple[str, str]:
     rows = _of_segments(sweep.get("differences", []))
     if not rows:
@@ -72,7 +68,7 @@ def _gain(sweep: Summary) -> tuple[str, str]:
         f"{interval_text(row['difference'], sign='+')}"
         for row in rows if row["task"].startswith("all ") or row["task"] == row["data"] or _only_task(row, rows)
     )  # fmt: skip
-    measured = [f"{_sentence(counts_text(rows, 'accuracy'))}. {each}.", *at_chance_text(sweep["accuracies"])]
+    measured = [f"{capitalized(counts_text(rows, 'accuracy'))}. {each}.", *at_chance_text(sweep["accuracies"])]
     return _judge(rows, "higher", "lower"), " ".join(measured)
 
 

@@ -2,6 +2,8 @@
 
 from hypothesis import strategies as st
 
+from segattn.serving.chunks import next_chunk
+
 
 @st.composite
 def rows(draw, longest=12):
@@ -19,3 +21,9 @@ def visible(spans, query, length):
     """The positions that a token attends to, itself included."""
     together = {key for start, end in spans if start <= query < end for key in range(start, end)}
     return {key for key in range(length) if key <= query or key in together}
+
+
+def chunk_length(spans, start, wanted, most_pieces):
+    """How many tokens the next step computes."""
+    chunk = next_chunk(spans, start, wanted, most_pieces)
+    return chunk[-1].end - start if chunk else 0

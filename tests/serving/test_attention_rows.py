@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segattn.serving.attention_rows import rows_of, with_rows
-from segattn.serving.chunks import chunk_length, pieces
+from segattn.serving.chunks import pieces
 from segattn.serving.errors import ServingError
 from serving.fake_metadata import metadata_of, seen
-from serving.layouts import rows, visible
+from serving.layouts import chunk_length, rows, visible
 
 
 @given(st.lists(rows(), min_size=1, max_size=4), st.integers(0, 2), st.data())

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segattn.serving.chunks import Piece, chunk_length, pieces, step_is_causal
+from segattn.serving.chunks import Piece, pieces, step_is_causal
 from segattn.serving.errors import CutSegmentError
-from serving.layouts import rows, visible
+from serving.layouts import chunk_length, rows, visible
 
 SPANS = ((2, 6), (6, 9))  # . . [2 3 4 5] [6 7 8] . .
 

@@ -8,7 +8,16 @@ from segattn.reports.numbers import interval_text
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.pairing import BASELINE, NO_DIFFERENCE, NOT_TESTED
 
-__all__ = ["at_chance_text", "counts_text", "findings", "p_text", "place_text", "range_text", "task_text"]
+__all__ = [
+    "at_chance_text",
+    "capitalized",
+    "counts_text",
+    "findings",
+    "p_text",
+    "place_text",
+    "range_text",
+    "task_text",
+]
 
 # Beyond this many comparisons only what is shown is spelled out; the table has the rest.
 _MOST_SPELLED = 16
@@ -40,7 +49,9 @@ def findings(summary: Mapping[str, Any]) -> dict[str, list[str]]:
 def _against_causal(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return [f"No arm can be compared with {BASELINE} training: no two arms share a task, a seed and an item."]
-    lines = [f"{_name(arm)} against {BASELINE} training: {counts_text(own, 'accuracy')}." for arm, own in _by_arm(rows)]
+    lines = [
+        f"{capitalized(arm)} against {BASELINE} training: {counts_text(own, 'accuracy')}." for arm, own in _by_arm(rows)
+    ]
     told = rows if len(rows) <= _MOST_SPELLED else [row for row in rows if row["shown"]]
     return lines + [_difference(row, len(rows)) for row in told]
 
@@ -49,8 +60,9 @@ def _by_arm(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[s
     return [(arm, [row for row in rows if row["arm"] == arm]) for arm in dict.fromkeys(row["arm"] for row in rows)]
 
 
-def _name(arm: str) -> str:
-    return f"{arm[0].upper()}{arm[1:]}"
+def capitalized(text: str) -> str:
+    """Begin a sentence with a text, whose other letters stay as they are."""
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def counts_text(rows: Sequence[Mapping[str, Any]], measure: str = "") -> str:
@@ -131,7 +143,7 @@ def _wrong_mask(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for arm, own in _by_arm([row for row in rows if row["comparison"]]):
         other = "with segments" if own[0]["own"] == "causal" else "causally"
         found = [row["comparison"] for row in own]
-        lines.append(f"{_name(arm)}, run {other}: {counts_text(found, 'accuracy')} ({range_text(found)}).")
+        lines.append(f"{capitalized(arm)}, run {other}: {counts_text(found, 'accuracy')} ({range_text(found)}).")
     return lines
 
 
@@ -139,7 +151,7 @@ def _learning(rows: Sequence[Mapping[str, Any]], measure: str, decimals: int) ->
     """Compare how arms learn; a lower mean loss over the run, or a higher mean accuracy, is faster."""
     compared = [row for row in rows if row["comparison"]]
     lines = [
-        f"{_name(arm)} against {BASELINE} training, {measure}: {counts_text([row['comparison'] for row in own])}."
+        f"{capitalized(arm)} against {BASELINE} training, {measure}: {counts_text([row['comparison'] for row in own])}."
         for arm, own in _by_arm(compared)
     ]
     for row in compared if len(compared) <= _FEW else []:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from segattn.serving.errors import CutSegmentError
 from segattn.serving.spans import Spans
 
-__all__ = ["Piece", "chunk_length", "pieces", "step_is_causal"]
+__all__ = ["Piece", "next_chunk", "pieces", "step_is_causal"]
 
 
 class Piece(NamedTuple):
@@ -25,20 +25,20 @@ class Piece(NamedTuple):
     causal: bool
 
 
-def chunk_length(spans: Spans, start: int, wanted: int, most_pieces: int) -> int:
-    """Return how many tokens of a request the next step computes, 0 to wait for a step with more room.
+def next_chunk(spans: Spans, start: int, wanted: int, most_pieces: int) -> list[Piece]:
+    """Return the pieces of a request that the next step computes, none to wait for a step with more room.
 
     Args:
         spans: the request's segments.
         start: tokens that are computed already.
         wanted: tokens that the step has room for.
-        most_pieces: that the chunk may hold, at least 1.
+        most_pieces: that the chunk may hold.
     """
     end = start + wanted
     cut = _at_or_after(spans, end)
     if cut is not None and cut[0] < end < cut[1]:
-        end = max(cut[0], start)
-    return pieces(spans, start, end)[:most_pieces][-1].end - start if end > start else 0
+        end = cut[0]
+    return pieces(spans, start, end)[:most_pieces]
 
 
 def pieces(spans: Spans, start: int, end: int) -> list[Piece]:

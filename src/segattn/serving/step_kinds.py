@@ -1,6 +1,6 @@
 """How many tokens each request gets in a step, so that the attention kernels can compute the step."""
 
-from segattn.serving.chunks import chunk_length, pieces
+from segattn.serving.chunks import next_chunk
 from segattn.serving.spans import Spans
 
 __all__ = ["StepPlan"]
@@ -22,7 +22,7 @@ class StepPlan:
 
     def __init__(self, per_request: bool, most_rows: int, running: int) -> None:
         self._per_request = per_request
-        self._spare_rows = most_rows - running
+        self._spare_rows = max(most_rows - running, 0)
         self._causal: bool | None = None
         self._closed = False
 
@@ -38,9 +38,8 @@ class StepPlan:
         if waiting and self._closed:
             return 0
         own = 0 if waiting else 1
-        rows = max(own, own + self._spare_rows) if self._per_request else 1
-        tokens = chunk_length(spans, start, wanted, rows) if wanted > 0 and rows > 0 else min(wanted, 0)
-        chunk = pieces(spans, start, start + tokens)
+        chunk = next_chunk(spans, start, wanted, own + self._spare_rows if self._per_request else 1)
+        tokens = chunk[-1].end - start if chunk else min(wanted, 0)
         if tokens > 1 and not self._fits(chunk[0].causal):
             tokens = 0
         if tokens > 0:
