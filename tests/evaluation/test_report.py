@@ -30,6 +30,7 @@ class Page(HTMLParser):
             pass
 
     def handle_data(self, data):
+        data = data.replace("\N{NO-BREAK SPACE}", " ")
         self.texts.append(data)
         if self.open and self.open[-1] in ("td", "th"):
             self.cells[-1] += data
