@@ -1,5 +1,7 @@
 """Sweeps in YAML: what is read, what is chosen, and what is refused."""
 
+from math import ceil
+
 import pytest
 import yaml
 
@@ -56,6 +58,15 @@ def test_a_share_of_the_steps_opens_the_segments():
     assert split_settings({**given, "opening_steps": 3}, "m", "o", 0, 4)[0].opening_steps == 3
 
 
+@pytest.mark.parametrize(("points", "steps"), [(1, [60]), (4, [15, 30, 45, 60])])
+def test_points_of_a_run(points, steps):
+    """A share of the steps, as transformers reads it: rounded up; 1 would be a step, not a share."""
+    sft = split_settings({"max_steps": 60, "use_cpu": True, "bf16": False}, "m", "o", 0, points)[1]
+    for share in (sft.eval_steps, sft.save_steps):
+        assert 0 < share < 1
+        assert list(range(ceil(share * 60), 61, ceil(share * 60))) == steps
+
+
 def test_what_is_chosen_is_run(sweep_file, tiny):
     file = sweep_file()
     sweep = load_sweep(file, {"models": ["owner/other", "tiny"], "arms": ["segments"], "seeds": [3, 4]})
@@ -89,6 +100,9 @@ def test_the_untuned_model_is_scored_once(sweep_file):
         ({"data": {"x": {"path": "y", "scoring": ["guess"]}}}, "expected likelihood, generation, or both"),
         ({"data": {"x": {"path": "y", "test_items": 0}}}, "test_items of the data set y is 0"),
         ({"data": {"x": {"paths": "y"}}}, "is no sweep"),
+        ({"curve_points": 0}, "curve_points of the sweep is 0; expected a number, at least 1"),
+        ({"batch_size": "many"}, "batch_size of the sweep is 'many'"),
+        ({"masks": "causal"}, "masks of the sweep is 'causal'; expected both or own"),
         ({"arms": {"x": {"adapt": 80}}}, "adapt of the arm x is 80; expected settings of `segattn adapt`"),
         ({"arms": {"x": {"adapt": {"step": 1}}}}, "adapt of the arm x: step is no setting of `segattn adapt`"),
         ({"arms": {"x": {"adapt": {"seed": 1}}}}, "adapt of the arm x: seed is set by the sweep itself"),

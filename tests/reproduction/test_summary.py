@@ -113,6 +113,17 @@ def test_arms_of_other_steps_are_not_compared_over_the_run(tmp_path, contents):
     assert all(row["comparison"] is None for row in summarize(read(tmp_path, contents))["loss_curves"])
 
 
+def test_a_curve_without_its_start_is_compared_all_the_same(tmp_path, contents):
+    """The model before its first step is not part of how an arm learns."""
+    whole = summarize(read(tmp_path / "whole", contents))["loss_curves"]
+    for content in contents:
+        if content["names"]["arm"] == "segments":
+            content["training"]["curve"].pop(0)
+    rows = summarize(read(tmp_path / "short", contents))["loss_curves"]
+    assert [row["over_run"] for row in rows] == [row["over_run"] for row in whole]
+    assert [row["comparison"] for row in rows] == [row["comparison"] for row in whole]
+
+
 def test_strata_part_the_items_by_their_length(tmp_path, contents):
     cells = read(tmp_path, contents)
     rows = [row for row in strata(cells, [60, 100]) if (row["data"], row["scoring"]) == ("other", "generation")]

@@ -14,7 +14,9 @@ from segattn.cli.main import app
 from segattn.data import DataError
 from segattn.reproduction import cell as cells
 from segattn.reproduction import sweep as sweeps
+from segattn.reproduction.accuracy_curve import AccuracyCurve
 from segattn.reproduction.finished_cells import read_cells
+from segattn.reproduction.report import report_sweeps
 from segattn.reproduction.settings import load_sweep
 from segattn.reproduction.sweep import missing_cells, plan, run_sweep
 
@@ -114,6 +116,44 @@ def test_an_interrupted_sweep_goes_on(finished, tmp_path, data_folder, monkeypat
     assert contents(tmp_path / "again") == contents(output)
     # What was finished is not run again.
     assert calls == {"training": ["segments"], "evaluation": ["segments"], "attention": []}[part]
+
+
+def test_a_run_that_ends_in_the_middle_goes_on_from_its_checkpoint(finished, tmp_path, data_folder, monkeypatch):
+    """What was measured before the checkpoint is kept; losses, curves and answers are those of an unbroken run."""
+    file, output = finished
+    measure = AccuracyCurve._measure
+
+    def ends(self, state, model):
+        if state.global_step == 4:
+            raise KeyboardInterrupt  # at once, as the second Ctrl-C is
+        measure(self, state, model)
+
+    monkeypatch.setattr(AccuracyCurve, "_measure", ends)
+    with pytest.raises(KeyboardInterrupt):
+        run(file, tmp_path / "again", data_folder)
+    steps = []
+    monkeypatch.setattr(
+        AccuracyCurve,
+        "_measure",
+        lambda self, state, model: steps.append(state.global_step) or measure(self, state, model),
+    )
+    assert run(file, tmp_path / "again", data_folder) == []
+    assert contents(tmp_path / "again") == contents(output)
+    assert steps == [4, 0, 2, 4]  # the broken arm from its checkpoint on, then the other one
+
+
+def test_each_arm_its_own_way_only(sweep_file, tmp_path, data_folder):
+    file = sweep_file(masks="own", pattern_items=0)
+    run(file, tmp_path / "out", data_folder)
+    for name, content in contents(tmp_path / "out").items():
+        own = "segments" if "segments" in name else "causal"
+        assert {one["attention"] for one in content["evaluations"]} == {own}
+    page = tmp_path / "report.html"
+    found = report_sweeps([tmp_path / "out"], page)
+    assert len(found["tables"]["differences"]) == 6  # two tasks and both together, scored two ways
+    assert "run the other" not in page.read_text()
+    with pytest.raises(DataError, match="masks 'own' there, None now"):
+        run(sweep_file(pattern_items=0), tmp_path / "out", data_folder)
 
 
 def test_a_cell_of_another_process_is_left_to_it(sweep_file, tmp_path, data_folder):

@@ -65,7 +65,8 @@ def cell_settings(sweep: SweepSettings, names: CellNames) -> dict[str, Any]:
         trained_as = "mixed"
     data = dataclasses.asdict(sweep.data[names.data])
     about_data = {name: data[name] for name in ("path", "test_items", "question_first", "system", "strata")}
-    return json.loads(json.dumps({**given, **about_data, "trained_as": trained_as}))
+    masks = {} if sweep.masks == "both" else {"masks": sweep.masks}
+    return json.loads(json.dumps({**given, **about_data, "trained_as": trained_as, **masks}))
 
 
 def run_cell(
@@ -163,6 +164,7 @@ class _CellRun:
         curve = AccuracyCurve(
             self.data.curve, segmenter, own, points=self.sweep.curve_points,  # type: ignore[arg-type]
             batch_size=self.sweep.batch_size, max_new_tokens=self.source.max_new_tokens,
+            file=self.folder / "accuracy_curve.json",
         )  # fmt: skip
         result = train(
             settings,
@@ -199,10 +201,11 @@ class _CellRun:
         done = {(one["task"], one["attention"], one["scoring"]) for one in self.parts["evaluations"]}
         tasks = list(dict.fromkeys(sample.task for sample in self.data.test))
         items = {task: [sample for sample in self.data.test if sample.task == task] for task in tasks}
+        own = "causal" if self.settings["trained_as"] == "causal" else "segments"
         wanted = [
             (task, mask, scoring)
             for task in tasks
-            for mask in MASKS
+            for mask in (MASKS if self.sweep.masks == "both" else [own])
             for scoring in scorings_of(items[task], self.source.scoring)
         ]
         missing = [one for one in wanted if one not in done]
@@ -287,14 +290,17 @@ def split_settings(given: dict[str, Any], model: str, output: str, seed: int, po
     from segattn.training import ModelSettings, SFTSettings, TrainSettings
 
     given = dict(given)
+    every = min(1 / points, 1 - 1e-9)  # 1 would be every step, not once
     share = given.get("opening_steps", 0)
     if isinstance(share, float) and 0 < share < 1:
         given["opening_steps"] = round(share * given["max_steps"])
     defaults: dict[str, Any] = {
         "eval_strategy": "steps",
-        "eval_steps": 1 / points,
+        "eval_steps": every,
         "logging_steps": 0.05,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 1,
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),
         "per_device_eval_batch_size": given.get("per_device_train_batch_size", 8),

@@ -24,9 +24,9 @@ Points = dict[float, list[float]]
 def loss_curves(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return the held-out answer loss of each arm (nats per token, under its own mask).
 
-    Each row has "steps", "mean", "low" and "high" (range over the seeds), and "over_run": the mean over the steps after
-    the first point (trapezoids), which is low where an arm learns fast. "comparison" is the difference of that from
-    causal training, Student's t over seeds; None with one seed, or where the steps differ.
+    Each row has "steps", "mean", "low" and "high" (range over the seeds), and "over_run": the mean from the first
+    point after step 0 to the last (trapezoids), which is low where an arm learns fast. "comparison" is the difference
+    of that from causal training, Student's t over seeds; None with one seed, or where those steps differ.
     """
     return _curves(cells, _losses)
 
@@ -88,18 +88,21 @@ def _over_run(points: Points) -> list[float]:
     """The mean over the run of each number, the untuned start left out."""
     from scipy.integrate import trapezoid
 
-    steps = sorted(points)
-    steps = steps[1:] if len(steps) > 1 else steps
+    steps = _tuned_steps(points)
     if len(steps) == 1:
         return points[steps[0]]
     area = trapezoid([points[step] for step in steps], x=steps, axis=0)
     return [float(value) / (steps[-1] - steps[0]) for value in area]
 
 
+def _tuned_steps(points: Points) -> list[float]:
+    return sorted(step for step in points if step > 0) or sorted(points)
+
+
 def _compare(seeds: dict[int, Points], base: dict[int, Points]) -> dict[str, Any] | None:
     shared = [seed for seed in seeds if seed in base]
     first, second = ([_over_run(group[seed]) for seed in shared] for group in (seeds, base))
-    same_steps = all(set(seeds[seed]) == set(base[seed]) for seed in shared)
+    same_steps = all(_tuned_steps(seeds[seed]) == _tuned_steps(base[seed]) for seed in shared)
     if not shared or not same_steps or len({len(row) for row in [*first, *second]}) != 1:
         return None
     # One number of one seed has no interval.

@@ -61,6 +61,7 @@ def _content(
     lines: Mapping[str, list[str]],
 ) -> dict[str, Any]:
     arms = list(dict.fromkeys(row["arm"] for row in summary["times"]))
+    mismatch = [row for row in summary["mismatch"] if row["causal"] and row["segments"]]
     return {
         "title": "Segment attention against causal attention",
         "subtitle": _subtitle(cells),
@@ -68,10 +69,10 @@ def _content(
         "findings": lines,
         "accuracies": tables.accuracy_table(summary["accuracies"]),
         "differences": tables.difference_table(summary["differences"]) if summary["differences"] else None,
-        "mismatch": tables.mismatch_table(summary["mismatch"]),
+        "mismatch": tables.mismatch_table(mismatch) if mismatch else None,
         "mismatch_pictures": [
             _picture(_mismatch_picture(rows), name, "the accuracies of the table as colors")
-            for name, rows in _grouped(summary["mismatch"], place_text)
+            for name, rows in _grouped(mismatch, place_text)
         ],
         "curves": [
             one
@@ -131,9 +132,7 @@ def _picture(figure: Any, name: str, what: str) -> dict[str, Any]:
 
 
 def _mismatch_picture(rows: Rows) -> Any:
-    return draw_mismatch_matrix(
-        {row["arm"]: {mask: row[mask]["value"] if row[mask] else float("nan") for mask in _MASKS} for row in rows}
-    )
+    return draw_mismatch_matrix({row["arm"]: {mask: row[mask]["value"] for mask in _MASKS} for row in rows})
 
 
 def _maps_picture(row: Mapping[str, Any]) -> Any:

@@ -78,6 +78,7 @@ class SweepSettings:
         curve_points: held-out loss and accuracy are measured this many times during training, and before it.
         pattern_items: prompts whose attention is looked at; 0: none.
         batch_size: answers that are scored at once.
+        masks: "both" scores every arm under both masks; "own" only as it was tuned, in half of the time.
         keep_models: whether the tuned models stay in the sweep's folder.
     """
 
@@ -89,12 +90,19 @@ class SweepSettings:
     curve_points: int = 8
     pattern_items: int = 16
     batch_size: int = 32
+    masks: Literal["both", "own"] = "both"
     keep_models: bool = False
 
     def __post_init__(self) -> None:
         for name in ("models", "data", "arms", "seeds"):
             if not getattr(self, name):
                 raise DataError(f"the sweep has no {name}; expected at least one")
+        for name, least in (("curve_points", 1), ("pattern_items", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise DataError(f"{name} of the sweep is {value!r}; expected a number, at least {least}")
+        if self.masks not in ("both", "own"):
+            raise DataError(f"masks of the sweep is {self.masks!r}; expected both or own")
         for name in (*self.models, *self.data, *self.arms):
             if not name or "/" in name or name.startswith("."):
                 raise DataError(
