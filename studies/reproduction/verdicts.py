@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.findings import at_chance_text, capitalized, counts_text, range_text
+from segattn.reproduction.findings import at_chance_text, capitalized, counts_text, made_up_text, range_text
 from segattn.reproduction.length_strata import stratum_text
 
 HOLDS, FAILS, MIXED, UNKNOWN = "holds", "does not hold", "mixed", "cannot be told"
@@ -77,19 +77,17 @@ def _only_task(row: Mapping[str, Any], rows: Rows) -> bool:
 
 
 def _learning(curves: Rows) -> tuple[str, str]:
-    rows = [row for row in _of_segments(curves) if row["comparison"]]
+    """Fast means that most of what the mask costs at first is made up by the first point of the learning curve."""
+    rows = [row for row in _of_segments(curves) if row["made_up"]]
     if not rows:
         return NOT_RUN, ""
-    compared = [row["comparison"] for row in rows]
-    # Fast means: faster than causal training, which has nothing new to learn about the mask.
-    verdict = _judge(compared, "lower", "higher")
-    ends = "; ".join(
-        f"{row['data']} {row['mean'][0]:.2f} at the start, {row['mean'][1]:.2f} after {row['steps'][1]} steps, "
-        f"{row['mean'][-1]:.2f} at the end"
-        for row in rows if len(row["mean"]) > 1
-    )  # fmt: skip
-    text = f"Mean held-out loss over the run, against causal training: {counts_text(compared)}. {ends}"
-    return verdict, text
+    shares = [row["made_up"]["share"] for row in rows]
+    verdict = _verdict(any(one["low"] > 0.5 for one in shares), any(one["high"] < 0.5 for one in shares))
+    parts = [f"{row['data']}: {made_up_text(row['made_up'])}" for row in rows]
+    compared = [row["comparison"] for row in rows if row["comparison"]]
+    return verdict, (
+        f"{'; '.join(parts)}. Mean held-out loss over the run, against causal training: {counts_text(compared)}."
+    )
 
 
 def _mismatch(rows: Rows) -> tuple[str, str]:

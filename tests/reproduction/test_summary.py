@@ -124,6 +124,25 @@ def test_a_curve_without_its_start_is_compared_all_the_same(tmp_path, contents):
     assert [row["comparison"] for row in rows] == [row["comparison"] for row in whole]
 
 
+def test_the_mask_s_cost_that_is_made_up(tmp_path, contents):
+    """Causal 4 then 2; segments 6, then 2.5, 3 and 2 of the seeds: of 2 nats 1.5, 1 and 2 are made up."""
+    after = {0: 2.5, 1: 3.0, 2: 2.0}
+    for content in contents:
+        names = content["names"]
+        if names["arm"] != "untuned":
+            start, then = (4.0, 2.0) if names["arm"] == "causal" else (6.0, after[names["seed"]])
+            content["training"]["curve"][:2] = [{"step": 0, "loss": start}, {"step": 20, "loss": then}]
+    rows = summarize(read(tmp_path / "whole", contents))["loss_curves"]
+    found = next(row for row in rows if row["arm"] == "segments")["made_up"]
+    assert (found["step"], found["before"], found["after"]) == (20, 2.0, pytest.approx(0.5))
+    reach = 4.302653 * 0.25 / 3**0.5  # Student's t of two degrees of freedom, standard deviation 0.25
+    assert found["share"] == pytest.approx({"value": 0.75, "low": 0.75 - reach, "high": 0.75 + reach}, abs=1e-6)
+    assert all(row["made_up"] is None for row in rows if row["arm"] == "causal")
+    one_seed = [content for content in contents if content["names"]["seed"] == 0]
+    rows = summarize(read(tmp_path / "one", one_seed))["loss_curves"]
+    assert all(row["made_up"] is None for row in rows)
+
+
 def test_strata_part_the_items_by_their_length(tmp_path, contents):
     cells = read(tmp_path, contents)
     rows = [row for row in strata(cells, [60, 100]) if (row["data"], row["scoring"]) == ("other", "generation")]

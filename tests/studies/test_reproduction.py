@@ -50,6 +50,22 @@ def test_a_gain_here_and_a_loss_there_is_mixed(tmp_path):
     assert "higher in 1, accuracy lower in 1 of 2 comparisons" in gain.measured
 
 
+@pytest.mark.parametrize(
+    ("after", "verdict"), [(1.1, "holds"), (3.9, "does not hold"), (2.0, "cannot be told")], ids=str
+)
+def test_fast_adaptation_is_most_of_the_mask_s_cost_made_up_early(tmp_path, after, verdict):
+    """The mask costs 4 nats at step 0; causal training loses 1 at the next point."""
+    cells = made_up_sweep(items=20)
+    for number, cell in enumerate(cells):
+        if cell["training"]:
+            causal = cell["names"]["arm"] == "causal"
+            then = 1.0 if causal else 1.0 + after + 0.05 * (number % 3)
+            cell["training"]["curve"][:2] = [{"step": 0, "loss": 3.0 if causal else 7.0}, {"step": 20, "loss": then}]
+    found = verdicts(summarize(read_cells([write_cells(tmp_path, cells)])[0]), {})[1]
+    assert found.verdict == verdict
+    assert "the mask costs 4.00 nats per token before training" in found.measured
+
+
 def test_a_mismatch_in_one_direction(tmp_path):
     """In the made-up cells only the causal arm suffers under the other mask."""
     assert verdicts(summary_of(tmp_path), {})[2].verdict == "holds for causal models only"

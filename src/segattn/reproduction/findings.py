@@ -13,6 +13,7 @@ __all__ = [
     "capitalized",
     "counts_text",
     "findings",
+    "made_up_text",
     "p_text",
     "place_text",
     "range_text",
@@ -37,6 +38,7 @@ def findings(summary: Mapping[str, Any]) -> dict[str, list[str]]:
         "Accuracy, each arm run its own way": _against_causal(summary["differences"]),
         "Run the other way": _wrong_mask(summary["mismatch"]),
         "Learning": [
+            *_made_up(summary["loss_curves"]),
             *_learning(summary["loss_curves"], "mean held-out loss over the training run", 4),
             *_learning(summary["accuracy_curves"], "mean accuracy over the training run", 3),
         ],
@@ -145,6 +147,22 @@ def _wrong_mask(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         found = [row["comparison"] for row in own]
         lines.append(f"{capitalized(arm)}, run {other}: {counts_text(found, 'accuracy')} ({range_text(found)}).")
     return lines
+
+
+def _made_up(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [(row, row["made_up"]) for row in rows if row["made_up"]]
+    return [
+        f"{row['model']}, {row['data']}, {row['arm']}: {made_up_text(one)}."
+        for row, one in (found if len(found) <= _MOST_SPELLED else [])
+    ]
+
+
+def made_up_text(found: Mapping[str, Any]) -> str:
+    """Say how much of the mask's cost is made up, of a row's "made_up"."""
+    return (
+        f"the mask costs {found['before']:.2f} nats per token before training, {found['after']:.2f} after "
+        f"{found['step']} steps: the share {interval_text(found['share'], 2)} is made up"
+    )
 
 
 def _learning(rows: Sequence[Mapping[str, Any]], measure: str, decimals: int) -> list[str]:

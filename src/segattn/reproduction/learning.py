@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from segattn.evaluation.seeds import compare_values_over_seeds
+from segattn.evaluation.seeds import compare_values_over_seeds, mean_over_seeds
 from segattn.reproduction.finished_cells import UNTUNED, Cell
 from segattn.reproduction.pairing import (
     BASELINE,
@@ -26,7 +27,8 @@ def loss_curves(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
     Each row has "steps", "mean", "low" and "high" (range over the seeds), and "over_run": the mean from the first
     point after step 0 to the last (trapezoids), which is low where an arm learns fast. "comparison" is the difference
-    of that from causal training, Student's t over seeds; None with one seed, or where those steps differ.
+    of that from causal training, Student's t over seeds; None with one seed, or where those steps differ. "made_up":
+    see `_made_up`.
     """
     return _curves(cells, _losses)
 
@@ -56,10 +58,18 @@ def _curves(cells: Sequence[Cell], read: Any) -> list[dict[str, Any]]:
         for arm, seeds in curves.items():
             if not seeds:
                 continue
-            row = {"model": study.model, "data": study.data, "arm": arm, **_mean_curve(seeds), "comparison": None}
+            row = {
+                "model": study.model,
+                "data": study.data,
+                "arm": arm,
+                **_mean_curve(seeds),
+                "comparison": None,
+                "made_up": None,
+            }
             base = curves.get(BASELINE) or {}
             if arm != BASELINE and base:
                 row["comparison"] = _compare(seeds, base)
+                row["made_up"] = _made_up(seeds, base)
             rows.append(row)
             compared += [row["comparison"]] if row["comparison"] else []
     correct_for_number(compared)
@@ -109,6 +119,31 @@ def _compare(seeds: dict[int, Points], base: dict[int, Points]) -> dict[str, Any
     if len(shared) == 1 and len(first[0]) == 1:
         return None
     return comparison_row(compare_values_over_seeds(first, second))
+
+
+def _made_up(seeds: dict[int, Points], base: dict[int, Points]) -> dict[str, Any] | None:
+    """How much of the loss that the mask costs before the first step is made up at the curve's next point.
+
+    Returns:
+        "step", "share" (1: no more loss than causal training has then; mean over seeds with Student's t interval),
+        "before" and "after" (mean loss above that of causal training); None for fewer than two seeds, for answers in
+        place of losses, and where the mask costs nothing at the start.
+    """
+    gaps = []
+    for seed in seeds:
+        arm, causal = seeds[seed], base.get(seed, {})
+        steps = sorted(arm)[:2]
+        if len(steps) < 2 or steps[0] != 0 or steps != sorted(causal)[:2] or any(len(arm[step]) > 1 for step in steps):
+            continue
+        gaps.append((steps[1], *(arm[step][0] - causal[step][0] for step in steps)))
+    if len(gaps) < 2 or len({step for step, _, _ in gaps}) > 1 or any(before <= 0 for _, before, _ in gaps):
+        return None
+    return {
+        "step": gaps[0][0],
+        "share": asdict(mean_over_seeds([[1 - after / before] for _, before, after in gaps])),
+        "before": _mean([before for _, before, _ in gaps]),
+        "after": _mean([after for _, _, after in gaps]),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
