@@ -135,9 +135,11 @@ def _mismatch(summary: Mapping[str, Any]) -> str:
                 task_text(row), row["arm"], *(interval_text(row[mask]) for mask in ("causal", "segments")),
                 "" if found is None else interval_text(found["difference"], sign="+"),
                 "" if found is None else str(found["verdict"]),
+                "" if found is None else " ".join(f"{value:+.3f}" for value in found["of_each_seed"]),
             ]
         )  # fmt: skip
-    return _table(["task", "tuned as", "run causally", "run with segments", "other - own", "verdict"], rows)
+    head = ["task", "tuned as", "run causally", "run with segments", "other - own", "verdict", "each seed"]
+    return _table(head, rows)
 
 
 def _learning(summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The tables of a sweep's page: rows of a summary as texts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -68,7 +68,7 @@ def difference_table(rows: Rows) -> Table:
         [
             [
                 place_text(row), row["arm"], _seeds(row), _items(row), interval_text(row["difference"], sign="+"),
-                _lines(f"{value:+.3f}" for value in row["of_each_seed"]), p_text(row["p_corrected"]), row["verdict"],
+                _each_seed(row), p_text(row["p_corrected"]), row["verdict"],
                 _number(row["detectable"]), interval_text(row["loss"], sign="+"),
             ]
             for row in rows
@@ -81,12 +81,15 @@ def mismatch_table(rows: Rows) -> Table:
     return Table(
         "Accuracy of each arm under both masks; the last columns: run the other way minus its own way, on the same "
         "items and seeds, p corrected for this table (Holm). 95 % intervals.",
-        ["task", "trained", "run causally", "run with segments", "other - own", "p", "verdict"],
+        ["task", "trained", "run causally", "run with segments", "other - own", "p", "verdict", "each seed"],
         [
-            [place_text(row), row["arm"], interval_text(row["causal"]), interval_text(row["segments"]), *_verdict(row)]
+            [
+                place_text(row), row["arm"], interval_text(row["causal"]), interval_text(row["segments"]),
+                *_verdict(row), _each_seed(row["comparison"]),
+            ]
             for row in rows
         ],
-    )
+    )  # fmt: skip
 
 
 def _verdict(row: Mapping[str, Any], decimals: int = 3) -> list[str]:
@@ -227,9 +230,9 @@ def times_table(rows: Rows) -> Table:
     )  # fmt: skip
 
 
-def _lines(texts: Iterable[str]) -> str:
-    """Write three texts a line."""
-    every = list(texts)
+def _each_seed(comparison: Mapping[str, Any] | None) -> str:
+    """The difference of each seed, three a line."""
+    every = [f"{value:+.3f}" for value in (comparison or {}).get("of_each_seed", ())]
     return "\n".join(" ".join(every[place : place + 3]) for place in range(0, len(every), 3))
 
 
