@@ -11,7 +11,7 @@ from segattn.data import Sample
 from segattn.evaluation.choices import rank_choices
 from segattn.evaluation.likelihood import Attention
 from segattn.modeling import opening_of, set_opening
-from segattn.reproduction.processes import is_first_process
+from segattn.reproduction.processes import write_json
 from segattn.reproduction.scoring import answered_rightly
 
 __all__ = ["AccuracyCurve"]
@@ -62,10 +62,7 @@ class AccuracyCurve(TrainerCallback):
             set_opening(model, bias)
             model.train(training)
         self.points.append({"step": state.global_step, "correct": [int(one) for one in right]})
-        if is_first_process():
-            partial = self.file.with_suffix(".partial")
-            partial.write_text(json.dumps(self.points), encoding="utf-8")
-            partial.replace(self.file)
+        write_json(self.file, self.points)
 
     def _right(self, model: Any) -> list[bool]:
         options: dict[str, Any] = {"attention": self.attention, **self.options}

@@ -28,7 +28,7 @@ import torch
 from segattn.evaluation.attention_pattern import attention_map, share_ahead
 from segattn.reproduction.accuracy_curve import AccuracyCurve
 from segattn.reproduction.adapting import adapt_tuned
-from segattn.reproduction.processes import is_first_process, joined, own_share
+from segattn.reproduction.processes import is_first_process, joined, own_share, write_json
 from segattn.reproduction.samples import SweepData
 from segattn.reproduction.scoring import evaluate_task, scorings_of
 from segattn.reproduction.settings import UNTUNED, SweepSettings
@@ -114,11 +114,7 @@ class _CellRun:
 
     def _keep(self, since: float) -> None:
         self.parts["seconds"] = round(self.parts["seconds"] + time.perf_counter() - since, 1)
-        if not is_first_process():
-            return
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.parts), encoding="utf-8")
-        partial.replace(self.file)
+        write_json(self.file, self.parts)
 
     def run(self) -> dict[str, Any]:
         from segattn.pretrained.environment import environment

@@ -1,10 +1,12 @@
 """Several processes of one launch (`accelerate launch`) at one sweep: they agree on the next cell, share the items."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["agreed", "is_first_process", "joined", "own_share"]
+__all__ = ["agreed", "is_first_process", "joined", "own_share", "write_json"]
 
 Value = TypeVar("Value")
 
@@ -19,6 +21,15 @@ def _count() -> int:
 def is_first_process() -> bool:
     """Whether this process writes files and speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file of JSON in the first process; it appears when it is complete."""
+    if not is_first_process():
+        return
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def agreed(decide: Callable[[], Value]) -> Value:

@@ -10,7 +10,7 @@ from typing import Any
 
 from segattn.data import DataError
 from segattn.reproduction.cell import CellNames, cell_settings, run_cell
-from segattn.reproduction.processes import agreed, is_first_process
+from segattn.reproduction.processes import agreed, write_json
 from segattn.reproduction.samples import SweepData, load_sweep_data
 from segattn.reproduction.settings import UNTUNED, SweepSettings
 
@@ -78,7 +78,7 @@ def run_sweep(
         with _claimed(output, names) as ours:
             if ours:
                 tell(f"cell {number} of {len(todo)}: {', '.join(map(str, names))}")
-                _write(_cell_file(output, names), _run(sweep, names, loaded[names.data], output, tell))
+                write_json(_cell_file(output, names), _run(sweep, names, loaded[names.data], output, tell))
     return agreed(lambda: missing_cells(sweep, output))
 
 
@@ -135,7 +135,7 @@ def _ray_cell(sweep: SweepSettings, names: CellNames, output: Path, data_folder:
     with _claimed(output, names) as ours:
         if ours:
             data = load_sweep_data(sweep.data[names.data], data_folder)
-            _write(_cell_file(output, names), _run(sweep, names, data, output, print))
+            write_json(_cell_file(output, names), _run(sweep, names, data, output, print))
 
 
 def _run(sweep: SweepSettings, names: CellNames, data: SweepData, output: Path, tell: Tell) -> dict[str, Any]:
@@ -144,14 +144,6 @@ def _run(sweep: SweepSettings, names: CellNames, data: SweepData, output: Path, 
 
 def _cell_file(output: Path, names: CellNames) -> Path:
     return output / "cells" / f"{names.file_name}.json"
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    if not is_first_process():
-        return
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    partial.replace(file)
 
 
 @contextmanager
