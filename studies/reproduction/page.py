@@ -14,7 +14,7 @@ from typing import Any
 from studies.reproduction.verdicts import verdicts
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.findings import task_text
+from segattn.reproduction.findings import each_seed_texts, task_text
 from segattn.reproduction.finished_cells import Cell, cell_files, read_cells
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.report import report_sweeps
@@ -135,7 +135,7 @@ def _mismatch(summary: Mapping[str, Any]) -> str:
                 task_text(row), row["arm"], *(interval_text(row[mask]) for mask in ("causal", "segments")),
                 "" if found is None else interval_text(found["difference"], sign="+"),
                 "" if found is None else str(found["verdict"]),
-                "" if found is None else " ".join(f"{value:+.3f}" for value in found["of_each_seed"]),
+                " ".join(each_seed_texts(found)),
             ]
         )  # fmt: skip
     head = ["task", "tuned as", "run causally", "run with segments", "other - own", "verdict", "each seed"]

@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.findings import at_chance_text, capitalized, counts_text, made_up_text, range_text
+from segattn.reproduction.findings import (
+    at_chance_text,
+    capitalized,
+    counts_text,
+    made_up_text,
+    models_text,
+    range_text,
+)
 from segattn.reproduction.length_strata import stratum_text
 
 HOLDS, FAILS, MIXED, UNKNOWN = "holds", "does not hold", "mixed", "cannot be told"
@@ -97,7 +104,10 @@ def _mismatch(rows: Rows) -> tuple[str, str]:
         if not compared:
             return NOT_RUN, ""
         found[arm] = _judge(compared, "lower", "higher")
-        parts.append(f"Tuned as {arm}, run {how}: {counts_text(compared, 'accuracy')} ({range_text(compared)})")
+        parts.append(
+            f"Tuned as {arm}, run {how}: {counts_text(compared, 'accuracy')} ({range_text(compared)}); "
+            f"{models_text(compared)}"
+        )
     each = set(found.values())
     if each == {HOLDS}:
         verdict = "holds in both directions"

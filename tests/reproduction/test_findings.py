@@ -56,7 +56,9 @@ def test_what_only_the_correction_hides_is_said(tmp_path):
 def test_the_mismatch_is_one_sided_as_planted(tmp_path):
     lines = found_in(tmp_path, effects={"segments": 0.0}, items=200, seeds=range(5))["Run the other way"]
     assert lines[0].startswith("Causal, run with segments: accuracy lower in the one comparison (-0.")
+    assert lines[0].endswith("one model and task at a time: lower in 5, higher in 0 of 5.")
     assert lines[1].startswith("Segments, run causally: no difference shown in the one comparison")
+    assert lines[1].endswith("one model and task at a time: lower in 0, higher in 0 of 5.")
 
 
 def test_slower_learning_is_told_of_the_segment_arm_too(tmp_path):

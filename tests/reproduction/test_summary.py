@@ -6,6 +6,7 @@ from statistics import fmean
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from reproduction.made_up_cells import made_up_sweep, write_cells
 from segattn.evaluation.power import holm
@@ -63,6 +64,26 @@ def test_accuracies_and_differences_are_means_over_the_same_items(tmp_path, cont
         for mask in ("causal", "segments"):
             expected = mean_of(right(contents, row["arm"], mask, row["scoring"], row["data"]))
             assert row[mask]["value"] == pytest.approx(expected)
+
+
+def test_single_models_are_tested_against_themselves_under_the_other_mask(tmp_path, contents):
+    rows = [row for row in summarize(read(tmp_path, contents))["mismatch"] if row["comparison"]]
+    expected = []
+    for row in rows:
+        own, other = ("segments", "causal") if row["arm"] == "segments" else ("causal", "segments")
+        where = (row["scoring"], row["data"])
+        one, two = (right(contents, row["arm"], mask, *where) for mask in (own, other))
+        for seed in (0, 1, 2):
+            gained, lost = (
+                sum(first[seed][name] > second[seed][name] for name in first[seed])
+                for first, second in ((two, one), (one, two))
+            )
+            expected.append(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
+    assert [value for row in rows for value in row["comparison"]["p_of_each_seed"]] == pytest.approx(expected)
+    shown = [value for row in rows for value in row["comparison"]["models_shown"]]
+    assert shown == [value < 0.05 for value in holm(expected)]
+    assert any(shown)
+    assert not all(shown)
 
 
 def test_only_shared_items_and_seeds_are_compared(tmp_path, contents):

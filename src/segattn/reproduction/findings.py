@@ -12,8 +12,10 @@ __all__ = [
     "at_chance_text",
     "capitalized",
     "counts_text",
+    "each_seed_texts",
     "findings",
     "made_up_text",
+    "models_text",
     "p_text",
     "place_text",
     "range_text",
@@ -145,8 +147,33 @@ def _wrong_mask(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for arm, own in _by_arm([row for row in rows if row["comparison"]]):
         other = "with segments" if own[0]["own"] == "causal" else "causally"
         found = [row["comparison"] for row in own]
-        lines.append(f"{capitalized(arm)}, run {other}: {counts_text(found, 'accuracy')} ({range_text(found)}).")
+        lines.append(
+            f"{capitalized(arm)}, run {other}: {counts_text(found, 'accuracy')} ({range_text(found)}); "
+            f"{models_text(found)}."
+        )
     return lines
+
+
+def models_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Count the single models, a seed each, that are shown to differ on the items of their tasks.
+
+    Args:
+        rows: comparisons that `segattn.reproduction.pairing.correct_for_models` has seen.
+    """
+    each = [pair for row in rows for pair in zip(row["of_each_seed"], row["models_shown"], strict=True)]
+    lower = sum(shown and value < 0 for value, shown in each)
+    higher = sum(shown and value > 0 for value, shown in each)
+    return f"one model and task at a time: lower in {lower}, higher in {higher} of {len(each)}"
+
+
+def each_seed_texts(comparison: Mapping[str, Any] | None) -> list[str]:
+    """Write the difference of each seed, with an asterisk where that one model is shown to differ."""
+    if comparison is None:
+        return []
+    shown = comparison.get("models_shown", [False] * comparison["seeds"])
+    return [
+        f"{value:+.3f}{'*' if apart else ''}" for value, apart in zip(comparison["of_each_seed"], shown, strict=True)
+    ]
 
 
 def _made_up(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, TypeAlias
 
 from segattn.evaluation.power import holm
-from segattn.evaluation.seeds import SeedComparison
-from segattn.evaluation.statistics import CONFIDENCE
+from segattn.evaluation.seeds import SeedComparison, Table
+from segattn.evaluation.statistics import CONFIDENCE, mcnemar
 from segattn.reproduction.finished_cells import UNTUNED, Cell, Evaluated
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "by_seed",
     "common_ids",
     "comparison_row",
+    "correct_for_models",
     "correct_for_number",
     "questions_of",
     "rows_of",
+    "single_models",
     "studies_of",
 ]
 
@@ -150,3 +152,24 @@ def correct_for_number(rows: Sequence[dict[str, Any]]) -> None:
             row["verdict"] = "higher" if difference["value"] > 0 else "lower"
         else:
             row["verdict"] = NO_DIFFERENCE if corrected is not None else NOT_TESTED
+
+
+def single_models(first: Table, second: Table) -> list[float]:
+    """Return the p-value of the exact McNemar test of each seed: whether that one model differs, on other items.
+
+    Args:
+        first: a row for each seed, a column for each item; 1 is right.
+        second: the same seeds and items.
+    """
+    pairs = zip(first, second, strict=True)
+    return [mcnemar([value == 1 for value in one], [value == 1 for value in two]) for one, two in pairs]
+
+
+def correct_for_models(rows: Sequence[dict[str, Any]]) -> None:
+    """Add "models_shown" to rows with "p_of_each_seed": of each seed, whether its own model is shown to differ.
+
+    Corrected (Holm) over all models of all rows. It speaks of these models on other items, not of other seeds.
+    """
+    corrected = iter(holm([value for row in rows for value in row["p_of_each_seed"]]))
+    for row in rows:
+        row["models_shown"] = [next(corrected) < 1 - CONFIDENCE for _ in row["p_of_each_seed"]]

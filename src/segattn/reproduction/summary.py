@@ -24,9 +24,11 @@ from segattn.reproduction.pairing import (
     by_seed,
     common_ids,
     comparison_row,
+    correct_for_models,
     correct_for_number,
     questions_of,
     rows_of,
+    single_models,
 )
 
 __all__ = ["accuracies", "differences", "environments", "mismatch", "settings", "summarize", "times"]
@@ -113,8 +115,10 @@ def _difference(group: BySeed, base: BySeed) -> dict[str, Any] | None:
     if _have_losses(one) and _have_losses(two):
         first, second = (rows_of(side, ids, seeds, "losses") for side in (one, two))
         loss = asdict(compare_values_over_seeds(first, second).difference)
+    right = rows_of(one, ids, seeds), rows_of(two, ids, seeds)
     return {
-        **comparison_row(compare_over_seeds(rows_of(one, ids, seeds), rows_of(two, ids, seeds))),
+        **comparison_row(compare_over_seeds(*right)),
+        "p_of_each_seed": single_models(*right),
         "loss": loss,
         "items_left_out": _left_out(ids, one, two),
         "seeds_left_out": sorted({*group, *base} - set(seeds)),
@@ -122,7 +126,10 @@ def _difference(group: BySeed, base: BySeed) -> dict[str, Any] | None:
 
 
 def mismatch(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return the accuracy of each arm under both masks, and its loss when it is run the other way (one family)."""
+    """Return the accuracy of each arm under both masks, and its loss when it is run the other way.
+
+    The comparisons over seeds are one family, those of single models on the items another.
+    """
     rows, compared = [], []
     for question in questions_of(cells):
         for arm in arms_of(cells, question.study):
@@ -141,6 +148,7 @@ def mismatch(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                 compared += [row["comparison"]] if row["comparison"] else []
             rows.append(row)
     correct_for_number(compared)
+    correct_for_models(compared)
     return rows
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from segattn.reports.numbers import interval_text
-from segattn.reproduction.findings import p_text, place_text
+from segattn.reproduction.findings import each_seed_texts, p_text, place_text
 from segattn.reproduction.length_strata import stratum_text
 from segattn.reproduction.pairing import BASELINE
 
@@ -80,7 +80,8 @@ def mismatch_table(rows: Rows) -> Table:
     """Each arm under both masks."""
     return Table(
         "Accuracy of each arm under both masks; the last columns: run the other way minus its own way, on the same "
-        "items and seeds, p corrected for this table (Holm). 95 % intervals.",
+        "items and seeds, p corrected for this table (Holm). 95 % intervals. An asterisk: that one model differs on "
+        "the items (exact McNemar test, corrected for all models of this table).",
         ["task", "trained", "run causally", "run with segments", "other - own", "p", "verdict", "each seed"],
         [
             [
@@ -232,7 +233,7 @@ def times_table(rows: Rows) -> Table:
 
 def _each_seed(comparison: Mapping[str, Any] | None) -> str:
     """The difference of each seed, three a line."""
-    every = [f"{value:+.3f}" for value in (comparison or {}).get("of_each_seed", ())]
+    every = each_seed_texts(comparison)
     return "\n".join(" ".join(every[place : place + 3]) for place in range(0, len(every), 3))
 
 
