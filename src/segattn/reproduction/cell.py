@@ -28,6 +28,7 @@ import torch
 from segattn.evaluation.attention_pattern import attention_map, share_ahead
 from segattn.reproduction.accuracy_curve import AccuracyCurve
 from segattn.reproduction.adapting import adapt_tuned
+from segattn.reproduction.finished_cells import tuned_for
 from segattn.reproduction.processes import is_first_process, joined, own_share, write_json
 from segattn.reproduction.samples import SweepData
 from segattn.reproduction.scoring import evaluate_task, scorings_of
@@ -197,7 +198,7 @@ class _CellRun:
         done = {(one["task"], one["attention"], one["scoring"]) for one in self.parts["evaluations"]}
         tasks = list(dict.fromkeys(sample.task for sample in self.data.test))
         items = {task: [sample for sample in self.data.test if sample.task == task] for task in tasks}
-        own = "causal" if self.settings["trained_as"] == "causal" else "segments"
+        own = tuned_for(self.settings["trained_as"])
         wanted = [
             (task, mask, scoring)
             for task in tasks

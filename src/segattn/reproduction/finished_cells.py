@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from segattn.reports.page import ReportError
 
-__all__ = ["Cell", "Evaluated", "Names", "cell_files", "read_cells"]
+__all__ = ["Cell", "Evaluated", "Names", "cell_files", "read_cells", "tuned_for"]
 
 UNTUNED = "untuned"
 _EVALUATION_KEYS = ("task", "attention", "scoring", "ids", "lengths", "correct")
@@ -80,9 +80,13 @@ class Cell:
 
     @property
     def own_mask(self) -> str:
-        """The mask that the arm is tuned for: mixed training is for segments, a model as it is for the causal one."""
-        default = "causal" if self.names.arm == UNTUNED else "segments"
-        return "causal" if self.settings.get("trained_as", default) == "causal" else default
+        """The mask that the arm is tuned for; a model as it is, for the causal one."""
+        return tuned_for(self.settings.get("trained_as", "causal" if self.names.arm == UNTUNED else "segments"))
+
+
+def tuned_for(trained_as: str) -> str:
+    """Return the mask that an arm is tuned for, of the setting "trained_as": mixed training is for segments."""
+    return "causal" if trained_as == "causal" else "segments"
 
 
 def cell_files(run: Path) -> list[Path]:

@@ -102,23 +102,26 @@ def _verdict(row: Mapping[str, Any], decimals: int = 3) -> list[str]:
 
 def curve_table(rows: Rows, measure: str, decimals: int) -> Table:
     """How an arm learned: the end of its curve, the mean over the run, and the difference of that from causal."""
+    shares = [interval_text(row["made_up"] and row["made_up"]["share"], 2) for row in rows]
+    made_up = (
+        " Made up: the share of the loss above causal training at step 0, which is the mask's, that is gone at the "
+        "next point of the curve."
+    )
     return Table(
         f"{measure}, mean over the seeds (range): at the last step, and over the run (mean over the steps after the "
         f"first point). The difference of the latter from {BASELINE} with its 95 % interval; p: corrected for this "
-        "table. Made up: the share of the loss above causal training at step 0, which is the mask's, that is gone at "
-        "the next point of the curve.",
+        f"table.{made_up if any(shares) else ''}",
         [
             "data", "arm", "seeds", "last step", "at the end", "over the run", f"arm - {BASELINE}", "p", "verdict",
-            "made up",
+            *(["made up"] if any(shares) else []),
         ],
         [
             [
                 f"{row['model']}, {row['data']}", row["arm"], str(row["seeds"]), str(row["steps"][-1]),
                 f"{row['mean'][-1]:.{decimals}f} ({row['low'][-1]:.{decimals}f} to {row['high'][-1]:.{decimals}f})",
-                f"{row['over_run']:.{decimals}f}", *_verdict(row, decimals),
-                interval_text(row["made_up"] and row["made_up"]["share"], 2),
+                f"{row['over_run']:.{decimals}f}", *_verdict(row, decimals), *([share] if any(shares) else []),
             ]
-            for row in rows
+            for row, share in zip(rows, shares, strict=True)
         ],
     )  # fmt: skip
 
