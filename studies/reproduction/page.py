@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from studies.reproduction.verdicts import verdicts
@@ -200,9 +201,24 @@ def _remedies(summary: Mapping[str, Any]) -> str:
             difference = interval_text(found.get("difference"), sign="+")
             accuracy = interval_text(found.get("accuracy"))
             cells.append(f"{accuracy}<br>{difference}" if difference else accuracy)
-        rows.append([arm, *cells])
-    head = ["arm", *(f"{stratum_text(row)} tokens ({row['items']} items)" for row in strata)]
-    return f"Accuracy, and below it the difference from causal training cut at 256.\n\n{_table(head, rows)}"
+        rows.append([arm, *_trained_on(arm, summary["times"]), *cells])
+    head = ["arm", "seeds", "samples", "tokens"]
+    head += [f"{stratum_text(row)} tokens ({row['items']} items)" for row in strata]
+    return (
+        "Accuracy, and below it the difference from causal training cut at 256; intervals are not corrected for their "
+        f"number, and where there is one seed they speak of items only. The longest prompt has "
+        f"{max(row['longest'] for row in strata)} tokens. Samples and tokens: what an arm was trained on, mean of its "
+        f"seeds.\n\n{_table(head, rows)}"
+    )
+
+
+def _trained_on(arm: str, times: Rows) -> list[str]:
+    """How many seeds an arm has; samples and tokens of its training, mean over them."""
+    own = [row for row in times if row["arm"] == arm]
+    counts = [
+        "" if own[0][name] is None else f"{fmean(row[name] for row in own):,.0f}" for name in ("samples", "tokens")
+    ]
+    return [str(len(own)), *counts]
 
 
 if __name__ == "__main__":

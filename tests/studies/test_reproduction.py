@@ -97,6 +97,10 @@ def test_figures_stand_between_the_marks(tmp_path):
     assert page.page(text, tmp_path) == text
     for name in ("causal", "segments", "mixed", "untuned"):
         assert f"| {name} |" in text
+    long = [json.loads(file.read_text()) for file in (tmp_path / "long-prompts" / "cells").glob("*mixed*.json")]
+    samples, tokens = (sum(one["training"][name] for one in long) / 3 for name in ("samples", "tokens"))
+    assert f"| mixed | 3 | {samples:,.0f} | {tokens:,.0f} | " in text
+    assert f"The longest prompt has {max(max(one['evaluations'][0]['lengths']) for one in long)} tokens." in text
     cell = json.loads((tmp_path / "smollm2" / "cells" / "smollm2-banking77-untuned-0.json").read_text())
     own = next(one for one in cell["evaluations"] if one["attention"] == "causal")
     share = sum(own["correct"]) / len(own["correct"])

@@ -40,9 +40,9 @@ def strata(cells: Sequence[Cell], edges: Sequence[int] | None = None) -> list[di
             of its own.
 
     Returns:
-        A row for each question and stratum: "from" and "to" (tokens; None: open), "median", "items", "cut_offs" and
-        "arms": name -> "accuracy" and "difference" (None for the causal arm, the untuned model, and arms that share no
-        seed with the causal one).
+        A row for each question and stratum: "from" and "to" (tokens; None: open), "median", "longest", "items",
+        "cut_offs" and "arms": name -> "accuracy" and "difference" (None for the causal arm, the untuned model, and
+        arms that share no seed with the causal one).
 
     Raises:
         ReportError: edges that do not rise.
@@ -136,6 +136,7 @@ def _row(
         "from": None if low is None else low + 1,
         "to": high,
         "median": median(lengths),
+        "longest": max(lengths),
         "items": len(ids),
         "cut_offs": cuts,
         "arms": {arm: _arm(group, groups.get(BASELINE, {}), ids, arm) for arm, group in groups.items()},
