@@ -90,9 +90,10 @@ def _progress(name: str, cells: Sequence[Cell], notes: int) -> str:
     done = sum(tuple(cell.names) in {tuple(names) for names in planned} for cell in cells)
     hours = sum(cell.seconds or 0 for cell in cells) / 3600
     steps = sum((cell.training or {}).get("steps", 0) for cell in cells)
+    run = f"all {done}" if done == len(planned) else f"{done} of the {len(planned)}"
     left_out = f" {notes} notes on what was left out are in its report." if notes else ""
     return (
-        f"- **{name}**: {done} of the {len(planned)} cells of its file were run so far, {steps:,} training steps, "
+        f"- **{name}**: {run} cells of its file were run, {steps:,} training steps, "
         f"{hours:.1f} hours of one thread each, pauses included."
         f"{left_out} [Its report](reproduction/{name}.html), `segattn report` of "
         f"`studies/reproduction/results/{name}`."
@@ -151,13 +152,18 @@ def _learning(summary: Mapping[str, Any]) -> str:
             rows.append(
                 [
                     row["data"], f"held-out {kind}", row["arm"], str(row["seeds"]), f"{row['over_run']:.3f}",
-                    ", ".join(f"{value:.2f}" for value in row["mean"]),
+                    f"{_first_step(row)}{', '.join(f'{value:.2f}' for value in row['mean'])}",
                     "" if found is None else interval_text(found["difference"], sign="+"),
                     "" if found is None else str(found["verdict"]),
                 ]
             )  # fmt: skip
     head = ["data", "measure", "arm", "seeds", "mean over the run", "at each point, from step 0", "- causal", "verdict"]
     return _table(head, rows)
+
+
+def _first_step(row: Mapping[str, Any]) -> str:
+    """Where a curve begins, unless at step 0: a seed lacks the points before, and the mean is of what all have."""
+    return f"from step {row['steps'][0]}: " if row["steps"][0] else ""
 
 
 def _ahead(summary: Mapping[str, Any]) -> str:

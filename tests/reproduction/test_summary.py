@@ -134,6 +134,26 @@ def test_arms_of_other_steps_are_not_compared_over_the_run(tmp_path, contents):
     assert all(row["comparison"] is None for row in summarize(read(tmp_path, contents))["loss_curves"])
 
 
+def test_the_mean_over_the_run_is_of_the_steps_that_all_seeds_have(tmp_path, contents):
+    own = [one for one in contents if (one["names"]["arm"], one["names"]["data"]) == ("segments", "other")]
+    del own[0]["training"]["curve"][:3]  # steps 0, 20 and 40
+    rows = summarize(read(tmp_path, contents))["loss_curves"]
+    row = next(row for row in rows if (row["arm"], row["data"]) == ("segments", "other"))
+    assert row["steps"] == [60, 80]
+    assert row["over_run"] == pytest.approx(
+        fmean(fmean(point["loss"] for point in one["training"]["curve"][-2:]) for one in own)
+    )
+    assert row["comparison"] is None
+
+
+def test_seeds_without_a_step_in_common_have_no_curve(tmp_path, contents):
+    own = [one for one in contents if (one["names"]["arm"], one["names"]["data"]) == ("segments", "other")]
+    own[0]["training"]["curve"] = own[0]["training"]["curve"][:1]
+    own[1]["training"]["curve"] = own[1]["training"]["curve"][1:]
+    rows = summarize(read(tmp_path, contents))["loss_curves"]
+    assert ("segments", "other") not in {(row["arm"], row["data"]) for row in rows}
+
+
 def test_a_curve_without_its_start_is_compared_all_the_same(tmp_path, contents):
     """The model before its first step is not part of how an arm learns."""
     whole = summarize(read(tmp_path / "whole", contents))["loss_curves"]

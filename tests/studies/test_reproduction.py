@@ -83,6 +83,20 @@ def test_nothing_was_run():
     assert {one.verdict for one in verdicts({}, {})} == {"not run yet"}
 
 
+def test_a_curve_that_begins_late_says_so(tmp_path):
+    cells = made_up_sweep(items=40)
+    late = next(one for one in cells if one["names"]["arm"] == "segments")
+    del late["training"]["accuracy_curve"][0]
+    write_cells(tmp_path / "smollm2", cells)
+    lines = [line for line in page.figures(tmp_path).splitlines() if "held-out accuracy | " in line]
+    assert {
+        arm: "from step 20: " in line for line in lines for arm in ("causal", "segments") if f"| {arm} |" in line
+    } == {
+        "causal": False,
+        "segments": True,
+    }
+
+
 def test_figures_stand_between_the_marks(tmp_path):
     write_cells(tmp_path / "smollm2", made_up_sweep(items=40))
     write_cells(

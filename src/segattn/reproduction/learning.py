@@ -25,10 +25,10 @@ Points = dict[float, list[float]]
 def loss_curves(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return the held-out answer loss of each arm (nats per token, under its own mask).
 
-    Each row has "steps", "mean", "low" and "high" (range over the seeds), and "over_run": the mean from the first
-    point after step 0 to the last (trapezoids), which is low where an arm learns fast. "comparison" is the difference
-    of that from causal training, Student's t over seeds; None with one seed, or where those steps differ. "made_up":
-    see `_made_up`.
+    Each row has "steps" (those that all its seeds have; no row where there are none), "mean", "low" and "high" (range
+    over the seeds), and "over_run": the mean from the first of them after step 0 to the last (trapezoids), which is low
+    where an arm learns fast. "comparison" is the difference of that from causal training, Student's t over seeds; None
+    with one seed, or where the steps after 0 differ. "made_up": see `_made_up`.
     """
     return _curves(cells, _losses)
 
@@ -56,13 +56,14 @@ def _curves(cells: Sequence[Cell], read: Any) -> list[dict[str, Any]]:
     for study in studies_of(cells):
         curves = {arm: _by_seed(cells, study, arm, read) for arm in arms_of(cells, study) if arm != UNTUNED}
         for arm, seeds in curves.items():
-            if not seeds:
+            steps = _shared_steps(seeds)
+            if not steps:
                 continue
             row = {
                 "model": study.model,
                 "data": study.data,
                 "arm": arm,
-                **_mean_curve(seeds),
+                **_mean_curve(seeds, steps),
                 "comparison": None,
                 "made_up": None,
             }
@@ -81,16 +82,20 @@ def _by_seed(cells: Sequence[Cell], study: Study, arm: str, read: Any) -> dict[i
     return {seed: points for seed, points in sorted(found.items()) if points}
 
 
-def _mean_curve(seeds: dict[int, Points]) -> dict[str, Any]:
-    steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
+def _shared_steps(seeds: dict[int, Points]) -> list[float]:
+    return sorted(set.intersection(*(set(points) for points in seeds.values()))) if seeds else []
+
+
+def _mean_curve(seeds: dict[int, Points], steps: Sequence[float]) -> dict[str, Any]:
     means = [[sum(points[step]) / len(points[step]) for points in seeds.values()] for step in steps]
+    shared = [{step: points[step] for step in steps} for points in seeds.values()]
     return {
         "seeds": len(seeds),
         "steps": steps,
         "mean": [sum(values) / len(values) for values in means],
         "low": [min(values) for values in means],
         "high": [max(values) for values in means],
-        "over_run": sum(_mean(_over_run(points)) for points in seeds.values()) / len(seeds),
+        "over_run": sum(_mean(_over_run(points)) for points in shared) / len(seeds),
     }
 
 
