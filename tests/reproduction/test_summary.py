@@ -134,6 +134,25 @@ def test_arms_of_other_steps_are_not_compared_over_the_run(tmp_path, contents):
     assert all(row["comparison"] is None for row in summarize(read(tmp_path, contents))["loss_curves"])
 
 
+def test_losses_on_samples_that_were_cut_elsewhere_are_not_compared(tmp_path, contents):
+    for content in contents:
+        if content["names"]["arm"] == "segments" and content["names"]["data"] == "other":
+            content["settings"]["max_length"] = 9999
+    summary = summarize(read(tmp_path, contents))
+    for name, compared in (("loss_curves", {"banking77"}), ("accuracy_curves", {"banking77", "other"})):
+        assert {row["data"] for row in summary[name] if row["comparison"]} == compared
+    assert {row["data"] for row in summary["loss_curves"] if row["made_up"]} == {"banking77"}
+
+
+def test_no_mask_costs_an_arm_that_is_tuned_causally(tmp_path, contents):
+    for content in contents:
+        if content["names"]["arm"] == "segments":
+            content["settings"]["trained_as"] = "causal"
+    rows = summarize(read(tmp_path, contents))["loss_curves"]
+    assert [row["made_up"] for row in rows] == [None] * len(rows)
+    assert any(row["comparison"] for row in rows)
+
+
 def test_the_mean_over_the_run_is_of_the_steps_that_all_seeds_have(tmp_path, contents):
     own = [one for one in contents if (one["names"]["arm"], one["names"]["data"]) == ("segments", "other")]
     del own[0]["training"]["curve"][:3]  # steps 0, 20 and 40

@@ -28,7 +28,8 @@ def loss_curves(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     Each row has "steps" (those that all its seeds have; no row where there are none), "mean", "low" and "high" (range
     over the seeds), and "over_run": the mean from the first of them after step 0 to the last (trapezoids), which is low
     where an arm learns fast. "comparison" is the difference of that from causal training, Student's t over seeds; None
-    with one seed, or where the steps after 0 differ. "made_up": see `_made_up`.
+    with one seed, where the steps after 0 differ, or where training samples were cut at another length: then the
+    held-out ones are cut so too, and are others. "made_up": see `_made_up`; None for arms that are tuned causally.
     """
     return _curves(cells, _losses)
 
@@ -68,13 +69,23 @@ def _curves(cells: Sequence[Cell], read: Any) -> list[dict[str, Any]]:
                 "made_up": None,
             }
             base = curves.get(BASELINE) or {}
-            if arm != BASELINE and base:
+            alike = read is _answers or _cut(cells, study, arm) == _cut(cells, study, BASELINE)
+            if arm != BASELINE and base and alike:
                 row["comparison"] = _compare(seeds, base)
-                row["made_up"] = _made_up(seeds, base)
+                row["made_up"] = _made_up(seeds, base) if _for_segments(cells, study, arm) else None
             rows.append(row)
             compared += [row["comparison"]] if row["comparison"] else []
     correct_for_number(compared)
     return rows
+
+
+def _cut(cells: Sequence[Cell], study: Study, arm: str) -> set[Any]:
+    """The lengths at which samples of an arm were cut."""
+    return {cell.settings.get("max_length") for cell in cells if cell.names[:3] == (*study, arm)}
+
+
+def _for_segments(cells: Sequence[Cell], study: Study, arm: str) -> bool:
+    return all(cell.own_mask == "segments" for cell in cells if cell.names[:3] == (*study, arm))
 
 
 def _by_seed(cells: Sequence[Cell], study: Study, arm: str, read: Any) -> dict[int, Points]:
